@@ -1,0 +1,1 @@
+"""Barnsight's service: cameras in, a dependable record of every animal out."""

@@ -1,0 +1,1 @@
+"""Cameras and files in, decoded frames out."""

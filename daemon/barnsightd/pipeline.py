@@ -1,0 +1,183 @@
+"""One frame's way through the house: encode, detect, track, record. No threads, no I/O, no clock of its own.
+
+Everything that differs between machines is handed in by `app`: the engines, the settings per camera, a stopwatch,
+and what numbers a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from barnsight_engines.masks import encode_rle, to_image
+from numpy.typing import NDArray
+
+from barnsight_engines.detector import Detections
+from barnsightd.tracking.session import Session, TrackingSettings
+from barnsightd.types import Frame, FrameResult, Observation, Track
+
+NS_PER_S = 1_000_000_000
+
+
+class Encoder(Protocol):
+    """The trunk and neck: a frame's image in, its feature maps out."""
+
+    def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        """Encode an (H, W, 3) uint8 RGB image."""
+        ...
+
+
+class Detector(Protocol):
+    """The concept detector: feature maps in, every animal of that concept out."""
+
+    def detect(
+        self,
+        features: Mapping[str, NDArray[np.float32]],
+        image_size: tuple[int, int],
+        concept: str,
+        *,
+        min_score: float | None,
+    ) -> Detections:
+        """Find the animals of `concept` in an image of (height, width) pixels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSettings:
+    """What the pipeline needs to know of one camera; `masks_every_s` = 0 keeps the masks of every frame."""
+
+    species: str
+    tracking: TrackingSettings
+    min_score: float | None
+    session_ns: int
+    masks_every_s: float
+
+
+class Stopwatch:
+    """Splits a frame's time into named laps, on whatever clock it is given."""
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._last_ns = clock_ns()
+        self.laps_ns: dict[str, int] = {}
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap on `stage`."""
+        now_ns = self._clock_ns()
+        self.laps_ns[stage] = now_ns - self._last_ns
+        self._last_ns = now_ns
+
+
+@dataclass(slots=True)
+class _OpenSession:
+    """A camera's running session and when it has to end."""
+
+    session: Session
+    number: int
+    ends_ns: int
+    masks_due_ns: int
+
+
+class Pipeline:
+    """Turns frames into tracks and records, with one tracking session per camera."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        detector: Detector,
+        cameras: Mapping[str, CameraSettings],
+        *,
+        model_set: str,
+        number_session: Callable[[str, int], int],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        """Take the engines and the settings of each camera by name.
+
+        `number_session(camera, started_ns)` names a new session; `clock_ns` only measures the stages.
+        """
+        self._encoder = encoder
+        self._detector = detector
+        self._cameras = dict(cameras)
+        self._model_set = model_set
+        self._number_session = number_session
+        self._clock_ns = clock_ns
+        self._open: dict[str, _OpenSession] = {}
+
+    def step(self, frame: Frame) -> FrameResult:
+        """Take one frame all the way to its records."""
+        settings = self._cameras[frame.camera]
+        opened = self._session_of(frame, settings)
+        height, width = frame.image.shape[:2]
+        watch = Stopwatch(self._clock_ns)
+        features = self._encoder.encode(frame.image)
+        watch.lap("encoder")
+        detections = self._detector.detect(
+            features, (height, width), settings.species, min_score=settings.min_score
+        )
+        watch.lap("detector")
+        tracks = opened.session.step(detections, frame.monotonic_ns)
+        watch.lap("tracking")
+        observations = self._record(frame, opened, settings, tracks)
+        watch.lap("records")
+        return FrameResult(frame, tracks, observations, watch.laps_ns)
+
+    def set_cameras(self, cameras: Mapping[str, CameraSettings]) -> None:
+        """Take new settings; a camera that changed or went away starts over with an empty session."""
+        for name in list(self._open):
+            if cameras.get(name) != self._cameras[name]:
+                del self._open[name]
+        self._cameras = dict(cameras)
+
+    def end_session(self, camera: str) -> None:
+        """Forget the camera's tracks: its next frame opens a new session."""
+        self._open.pop(camera, None)
+
+    def _session_of(self, frame: Frame, settings: CameraSettings) -> _OpenSession:
+        opened = self._open.get(frame.camera)
+        if opened is None or frame.monotonic_ns >= opened.ends_ns:
+            number = self._number_session(frame.camera, frame.captured_ns)
+            opened = _OpenSession(
+                session=Session(settings.tracking, session=number),
+                number=number,
+                ends_ns=frame.monotonic_ns + settings.session_ns,
+                masks_due_ns=frame.monotonic_ns,
+            )
+            self._open[frame.camera] = opened
+        return opened
+
+    def _record(
+        self, frame: Frame, opened: _OpenSession, settings: CameraSettings, tracks: tuple[Track, ...]
+    ) -> tuple[Observation, ...]:
+        keep_masks = frame.monotonic_ns >= opened.masks_due_ns
+        if keep_masks:
+            opened.masks_due_ns = frame.monotonic_ns + round(settings.masks_every_s * NS_PER_S)
+        return tuple(self._observe(frame, opened.number, track, keep_masks) for track in tracks)
+
+    def _observe(self, frame: Frame, session: int, track: Track, keep_mask: bool) -> Observation:
+        height, width = frame.image.shape[:2]
+        if keep_mask:
+            mask = to_image(track.mask_logits, (height, width))  # (h, w) -> (H, W)
+            area_px, mask_rle = float(np.count_nonzero(mask)), encode_rle(mask)
+        else:
+            cell_px = height * width / track.mask_logits.size
+            area_px, mask_rle = float(np.count_nonzero(track.mask_logits > 0)) * cell_px, b""
+        x0, y0, x1, y1 = (float(edge) for edge in track.box_px)
+        return Observation(
+            camera=frame.camera,
+            captured_ns=frame.captured_ns,
+            frame=frame.index,
+            session=session,
+            track=track.track,
+            animal=None,
+            box_px=(x0, y0, x1, y1),
+            area_px=area_px,
+            mask_rle=mask_rle,
+            mask_size=(height, width),
+            score=track.score,
+            state=track.state,
+            source=track.source,
+            behavior=None,
+            model_set=self._model_set,
+        )

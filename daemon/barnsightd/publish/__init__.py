@@ -1,0 +1,1 @@
+"""What others read: Prometheus metrics and HTTP pages."""

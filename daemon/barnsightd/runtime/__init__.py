@@ -1,0 +1,1 @@
+"""What keeps the service alive: scheduler, budget, watchdog, logs, board sensors."""

@@ -1,0 +1,1 @@
+"""Masks in, tracks out: who is where in this session."""

@@ -1,0 +1,1 @@
+"""How a network is described, loaded, checked and run; knows no camera and no animal's name."""

@@ -1,0 +1,1 @@
+"""The offline half of Barnsight: simulate, train, export and evaluate."""

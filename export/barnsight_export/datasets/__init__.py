@@ -1,0 +1,1 @@
+"""Readers and writers of the data sets that training and evaluation use."""

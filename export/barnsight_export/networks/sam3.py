@@ -1,0 +1,244 @@
+"""SAM 3's concept detector over a student encoder (Carion et al. 2025, arXiv:2511.16719).
+
+Layers, heads, mask decoder and scoring are the stock modules of `transformers`, under the attribute names of its
+`Sam3Model`, so that public checkpoints load by key. Only the loops over them are written anew: training decodes extra
+queries that skip self-attention, and the exported graph keeps the best queries before it draws their masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.sam3.configuration_sam3 import (
+    Sam3Config,
+    Sam3DETRDecoderConfig,
+    Sam3DETREncoderConfig,
+    Sam3MaskDecoderConfig,
+)
+from transformers.models.sam3.modeling_sam3 import (
+    Sam3DetrDecoder,
+    Sam3DetrEncoder,
+    Sam3DotProductScoring,
+    Sam3MaskDecoder,
+    Sam3SinePositionEmbedding,
+    inverse_sigmoid,
+)
+
+from barnsight_export.networks.student import Student, StudentConfig
+
+PROMPT_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorConfig:
+    """Widths and depths of a detector; the defaults are SAM 3's own."""
+
+    width: int = 256
+    heads: int = 8
+    feed_forward: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    queries: int = 200
+    upsampling_stages: int = 3
+    dropout: float = 0.1
+    top_k: int = 64
+
+
+class Queries(NamedTuple):
+    """Extra queries for training: contents (B, E, C) and reference boxes (B, E, 4), normalized cxcywh."""
+
+    content: Tensor
+    boxes: Tensor
+
+
+class Decoded(NamedTuple):
+    """What each of the L decoder layers says; the T queries are the learned ones, then any extra ones."""
+
+    states: Tensor  # (L, B, T, C)
+    boxes: Tensor  # (L, B, T, 4) normalized cxcywh
+    presence: Tensor  # (L, B) logits
+
+
+class Pixels(NamedTuple):
+    """Pixel embeddings for masks (B, C, 4G, 4G) and the semantic logits (B, 4G, 4G)."""
+
+    instance: Tensor
+    semantic: Tensor
+
+
+class Detection(NamedTuple):
+    """The K best queries, as the exported graph returns them."""
+
+    boxes: Tensor  # (B, K, 4) normalized xyxy
+    logits: Tensor  # (B, K)
+    presence: Tensor  # (B, 1) logit
+    masks: Tensor  # (B, K, 4G, 4G) logits
+
+
+class Detector(nn.Module):
+    """DETR encoder, DETR decoder with presence token and box refinement, mask decoder, dot-product scoring."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        transformer: dict[str, Any] = {
+            "hidden_size": config.width,
+            "num_attention_heads": config.heads,
+            "intermediate_size": config.feed_forward,
+            "dropout": config.dropout,
+        }
+        encoder = Sam3DETREncoderConfig(num_layers=config.encoder_layers, **transformer)
+        decoder = Sam3DETRDecoderConfig(
+            num_layers=config.decoder_layers, num_queries=config.queries, **transformer
+        )
+        mask = Sam3MaskDecoderConfig(
+            hidden_size=config.width,
+            num_attention_heads=config.heads,
+            num_upsampling_stages=config.upsampling_stages,
+        )
+        for part in (encoder, decoder, mask):
+            part._attn_implementation = "eager"  # what exports, and the faster backward on a CPU
+        self.detr_encoder = Sam3DetrEncoder(encoder)
+        self.detr_decoder = Sam3DetrDecoder(decoder)
+        self.mask_decoder = Sam3MaskDecoder(mask)
+        self.dot_product_scoring = Sam3DotProductScoring(Sam3Config(detr_decoder_config=decoder))
+        self.position = Sam3SinePositionEmbedding(config.width // 2, normalize=True)
+
+    def forward(self, d4: Tensor, d2: Tensor, d1: Tensor, text: Tensor) -> Detection:
+        """Detect the animals that the prompt `text` (B, T, C) names in the encoder's maps."""
+        tokens, position = self.encode(d1, text)
+        decoded = self.decode(tokens, position, text)
+        logits, best = self.score(decoded.states[-1:], text)[0].topk(self.config.top_k, dim=1)  # (B, K)
+        states = _gather(decoded.states[-1], best)
+        center, size = _gather(decoded.boxes[-1], best).split(2, dim=-1)
+        boxes = torch.cat([center - size / 2, center + size / 2], dim=-1)
+        pixels = self.embed_pixels(d4, d2, d1, tokens, text)
+        masks = torch.einsum("bkc,bchw->bkhw", self.mask_decoder.mask_embedder(states), pixels.instance)
+        return Detection(boxes, logits, decoded.presence[-1].unsqueeze(1), masks)
+
+    def encode(self, d1: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the coarse map attend to itself and to the prompt: tokens and their positions, (B, G², C) each."""
+        position = self.position(d1.shape, d1.device, d1.dtype).flatten(2).transpose(1, 2)
+        tokens = d1.flatten(2).transpose(1, 2)  # (B, C, G, G) -> (B, G², C)
+        for layer in self.detr_encoder.layers:
+            tokens = layer(tokens, prompt_feats=text, vision_pos_encoding=position)
+        return tokens, position
+
+    def decode(self, tokens: Tensor, position: Tensor, text: Tensor, extra: Queries | None = None) -> Decoded:
+        """Refine the learned queries, and any extra ones, layer by layer."""
+        decoder = self.detr_decoder
+        batch, grid = tokens.shape[0], round(tokens.shape[1] ** 0.5)
+        queries = decoder.query_embed.weight.expand(batch, -1, -1)
+        boxes = decoder.reference_points.weight.sigmoid().expand(batch, -1, -1)
+        attending = 1 + queries.shape[1]
+        if extra is not None:
+            queries = torch.cat([queries, extra.content], dim=1)
+            boxes = torch.cat([boxes, extra.boxes], dim=1)
+        hidden = torch.cat([decoder.presence_token.weight.expand(batch, -1, -1), queries], dim=1)
+        all_states, all_boxes, all_presence = [], [], []
+        for layer in decoder.layers:
+            where = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
+            # The presence token stands first; it has no position and looks everywhere alike.
+            where = F.pad(where, (0, 0, 1, 0))
+            bias = F.pad(decoder._get_rpb_matrix(boxes, (grid, grid)), (0, 0, 1, 0))
+            hidden = _decoder_layer(layer, hidden, where, text, tokens, position, bias, attending)
+            states = decoder.output_layer_norm(hidden[:, 1:])
+            refined = (decoder.box_head(states) + inverse_sigmoid(boxes)).sigmoid()
+            boxes = refined.detach()
+            presence = decoder.presence_head(decoder.presence_layer_norm(hidden[:, 0])).squeeze(-1)
+            limit = decoder.clamp_presence_logit_max_val
+            all_states.append(states)
+            all_boxes.append(refined)
+            all_presence.append(presence.clamp(-limit, limit))
+        return Decoded(torch.stack(all_states), torch.stack(all_boxes), torch.stack(all_presence))
+
+    def score(self, states: Tensor, text: Tensor) -> Tensor:
+        """How well each query fits the prompt: (L, B, T, C) -> logits (L, B, T)."""
+        return self.dot_product_scoring(states, text).squeeze(-1)
+
+    def embed_pixels(self, d4: Tensor, d2: Tensor, d1: Tensor, tokens: Tensor, text: Tensor) -> Pixels:
+        """Climb from the prompted tokens through the finer maps to stride 4."""
+        head = self.mask_decoder
+        prompted, _ = head.prompt_cross_attn(head.prompt_cross_attn_norm(tokens), text, text)
+        pixels = head._embed_pixels([d4, d2, d1], tokens + head.prompt_cross_attn_dropout(prompted))
+        return Pixels(head.instance_projection(pixels), head.semantic_projection(pixels).squeeze(1))
+
+
+class Sam3(nn.Module):
+    """A student encoder, SAM 3's detector, and one learned prompt per concept in place of the text encoder."""
+
+    def __init__(self, student: StudentConfig, detector: DetectorConfig, concepts: Sequence[str]) -> None:
+        super().__init__()
+        if student.neck != detector.width:
+            raise ValueError(f"the neck is {student.neck} wide, the detector {detector.width}: make them equal")
+        self.concept_names = tuple(concepts)
+        self.encoder = Student(student)
+        self.detector = Detector(detector)
+        self.concepts = nn.Parameter(torch.randn(len(concepts), PROMPT_TOKENS, detector.width))
+        spread_queries(self.detector)
+        prefer_inside_of_box(self.detector)
+
+    def forward(self, image: Tensor, concept: Tensor) -> Detection:
+        """Detect concept number `concept` (B,) in `image` (B, 3, H, H), normalized."""
+        detection: Detection = self.detector(*self.encoder(image), self.concepts[concept])
+        return detection
+
+
+@torch.no_grad()
+def spread_queries(detector: Detector, box_size: float = 0.2) -> None:
+    """Start the learned queries as equal boxes on a low-discrepancy pattern (Roberts' R2), told apart by content."""
+    decoder = detector.detr_decoder
+    order = torch.arange(1, detector.config.queries + 1, dtype=torch.float64)
+    plastic = 1.32471795724474602596
+    centers = torch.stack([(order / plastic) % 1, (order / plastic**2) % 1], dim=1)
+    boxes = torch.cat([0.05 + 0.9 * centers, torch.full_like(centers, box_size)], dim=1)
+    decoder.reference_points.weight.copy_(boxes.logit())
+    nn.init.normal_(decoder.query_embed.weight, std=0.5)
+
+
+@torch.no_grad()
+def prefer_inside_of_box(detector: Detector, weakest: float = 4.0, strongest: float = 10.0) -> None:
+    """Start the box-relative position bias at −k·(log distance outside the box), one k per head.
+
+    The stock bias is an MLP of the signed log distances to a box's two edges; its first two hidden units become the
+    distances before the first edge and beyond the second.
+    """
+    decoder = detector.detr_decoder
+    slopes = torch.linspace(weakest, strongest, detector.config.heads)
+    for mlp in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
+        mlp.layer1.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+        mlp.layer1.bias[:2] = 0.0
+        mlp.layer2.weight[:, :2] = -slopes.unsqueeze(1)
+
+
+def _decoder_layer(
+    layer: nn.Module,
+    hidden: Tensor,
+    where: Tensor,
+    text: Tensor,
+    tokens: Tensor,
+    position: Tensor,
+    bias: Tensor,
+    attending: int,
+) -> Tensor:
+    """One stock decoder layer in which only the first `attending` rows of `hidden` attend to one another."""
+    first = hidden[:, :attending]
+    queries = first + where[:, :attending]
+    attended, _ = layer.self_attn(queries, queries, first)
+    first = first + layer.self_attn_dropout(attended)
+    hidden = layer.self_attn_layer_norm(torch.cat([first, hidden[:, attending:]], dim=1))
+    attended, _ = layer.text_cross_attn(hidden + where, text, text)
+    hidden = layer.text_cross_attn_layer_norm(hidden + layer.text_cross_attn_dropout(attended))
+    attended, _ = layer.vision_cross_attn(hidden + where, tokens + position, tokens, attention_mask=bias)
+    hidden = layer.vision_cross_attn_layer_norm(hidden + layer.vision_cross_attn_dropout(attended))
+    return layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of each batch entry: (B, T, C), (B, K) -> (B, K, C)."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

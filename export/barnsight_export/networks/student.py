@@ -1,0 +1,128 @@
+"""The student encoder: a convolutional trunk with a little attention, and the neck that feeds SAM 3's detector.
+
+The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8 and
+16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan and Le
+2021), with GroupNorm in place of BatchNorm so that training on small batches and inference agree; the neck is a feature
+pyramid (Lin et al. 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NORM_GROUPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StudentConfig:
+    """Widths and depths of a student; the three stages end at strides 4, 8 and 16."""
+
+    stem: int = 24
+    stages: tuple[int, int, int] = (40, 72, 160)
+    expansion: int = 3
+    attention_blocks: int = 3
+    attention_heads: int = 5
+    neck: int = 96
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution without bias and its GroupNorm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(_NORM_GROUPS, outputs))
+
+
+class InvertedBottleneck(nn.Module):
+    """MBConv: widen, filter in space, narrow; the fused form filters in space while it widens."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int = 1, *, fused: bool) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        if fused:
+            layers: list[nn.Module] = [conv_norm(inputs, hidden, 3, stride), nn.SiLU()]
+        else:
+            depthwise = conv_norm(hidden, hidden, 3, stride, groups=hidden)
+            layers = [conv_norm(inputs, hidden, 1), nn.SiLU(), depthwise, nn.SiLU()]
+        self.body = nn.Sequential(*layers, conv_norm(hidden, outputs, 1))
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+class AttentionBlock(nn.Module):
+    """Position by a depthwise convolution, then global self-attention and an MLP, each with a residual."""
+
+    def __init__(self, channels: int, heads: int, mlp_ratio: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, mlp_ratio * channels), nn.SiLU(), nn.Linear(mlp_ratio * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.position(x)
+        batch, channels, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
+        qkv = self.qkv(self.norm1(tokens)).reshape(batch, -1, 3, self.heads, channels // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, hw, C / heads)
+        weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+        tokens = tokens + self.proj((weights @ value).transpose(1, 2).flatten(2))
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class Student(nn.Module):
+    """Image to the three maps that SAM 3's detector reads.
+
+    Input `image` (B, 3, 16G, 16G), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4G, 4G),
+    `d2` (B, C, 2G, 2G) and `d1` (B, C, G, G).
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        fine, middle, coarse = config.stages
+        e = config.expansion
+        self.stem = nn.Sequential(conv_norm(3, config.stem, 3, 2), nn.SiLU())
+        self.stage4 = nn.Sequential(
+            InvertedBottleneck(config.stem, fine, e, 2, fused=True), InvertedBottleneck(fine, fine, e, fused=True)
+        )
+        self.stage8 = nn.Sequential(
+            InvertedBottleneck(fine, middle, e, 2, fused=True), InvertedBottleneck(middle, middle, e, fused=True)
+        )
+        self.stage16 = nn.Sequential(
+            InvertedBottleneck(middle, coarse, e, 2, fused=True),
+            InvertedBottleneck(coarse, coarse, e, fused=False),
+            InvertedBottleneck(coarse, coarse, e, fused=False),
+            *(AttentionBlock(coarse, config.attention_heads) for _ in range(config.attention_blocks)),
+        )
+        self.lateral4 = conv_norm(fine, config.neck, 1)
+        self.lateral8 = conv_norm(middle, config.neck, 1)
+        self.lateral16 = conv_norm(coarse, config.neck, 1)
+        self.smooth8 = conv_norm(config.neck, config.neck)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s4 = self.stage4(self.stem(image))
+        s8 = self.stage8(s4)
+        d1 = self.lateral16(self.stage16(s8))
+        top8 = self.lateral8(s8) + F.interpolate(d1, scale_factor=2.0, mode="nearest")
+        top4 = self.lateral4(s4) + F.interpolate(top8, scale_factor=2.0, mode="nearest")
+        return top4, self.smooth8(top8), d1
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable parameters of a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def normalize(image: Tensor) -> Tensor:
+    """Bytes (B, H, W, 3) RGB to the network's input (B, 3, H, W), mean and standard deviation 0.5."""
+    return image.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
