@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from barnsight_engines.masks import encode_rle, to_image
+from barnsight_engines.masks import area_px, encode_rle, to_image
 from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
@@ -95,7 +95,8 @@ class Pipeline:
     ) -> None:
         """Take the engines and the settings of each camera by name.
 
-        `number_session(camera, started_ns)` names a new session; `clock_ns` only measures the stages.
+        `number_session(camera, started_ns)` names a new session; `clock_ns` only measures the stages. Set
+        `keeps_masks` to False to shed the cost of masks in the records.
         """
         self._encoder = encoder
         self._detector = detector
@@ -104,6 +105,7 @@ class Pipeline:
         self._number_session = number_session
         self._clock_ns = clock_ns
         self._open: dict[str, _OpenSession] = {}
+        self.keeps_masks = True
 
     def step(self, frame: Frame) -> FrameResult:
         """Take one frame all the way to its records."""
@@ -117,7 +119,7 @@ class Pipeline:
             features, (height, width), settings.species, min_score=settings.min_score
         )
         watch.lap("detector")
-        tracks = opened.session.step(detections, frame.monotonic_ns)
+        tracks = opened.session.step(detections, frame.monotonic_ns, features)
         watch.lap("tracking")
         observations = self._record(frame, opened, settings, tracks)
         watch.lap("records")
@@ -150,19 +152,14 @@ class Pipeline:
     def _record(
         self, frame: Frame, opened: _OpenSession, settings: CameraSettings, tracks: tuple[Track, ...]
     ) -> tuple[Observation, ...]:
-        keep_masks = frame.monotonic_ns >= opened.masks_due_ns
+        keep_masks = self.keeps_masks and frame.monotonic_ns >= opened.masks_due_ns
         if keep_masks:
             opened.masks_due_ns = frame.monotonic_ns + round(settings.masks_every_s * NS_PER_S)
         return tuple(self._observe(frame, opened.number, track, keep_masks) for track in tracks)
 
     def _observe(self, frame: Frame, session: int, track: Track, keep_mask: bool) -> Observation:
         height, width = frame.image.shape[:2]
-        if keep_mask:
-            mask = to_image(track.mask_logits, (height, width))  # (h, w) -> (H, W)
-            area_px, mask_rle = float(np.count_nonzero(mask)), encode_rle(mask)
-        else:
-            cell_px = height * width / track.mask_logits.size
-            area_px, mask_rle = float(np.count_nonzero(track.mask_logits > 0)) * cell_px, b""
+        mask = to_image(track.mask_logits, (height, width)) if keep_mask else None  # (h, w) -> (H, W)
         x0, y0, x1, y1 = (float(edge) for edge in track.box_px)
         return Observation(
             camera=frame.camera,
@@ -172,8 +169,8 @@ class Pipeline:
             track=track.track,
             animal=None,
             box_px=(x0, y0, x1, y1),
-            area_px=area_px,
-            mask_rle=mask_rle,
+            area_px=float(area_px(track.mask_logits, (height, width))),
+            mask_rle=b"" if mask is None else encode_rle(mask),
             mask_size=(height, width),
             score=track.score,
             state=track.state,

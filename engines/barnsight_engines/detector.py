@@ -1,11 +1,26 @@
-"""The open-vocabulary detector: one concept in, every animal of it out, as boxes and masks."""
+"""The open-vocabulary detector: features and one concept in, every animal of it out, as boxes and masks.
+
+After SAM 3 (Carion et al. 2025): a query's score is σ(logit) σ(presence), where presence says whether the concept
+is in the picture at all. Duplicates are found on masks: animals that lie side by side do not overlap although
+their boxes do. Boxes are those of the box head, which places an edge within a fraction of a cell, while the mask
+grid is as coarse as 16 pixels of a 1280 x 720 frame.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from barnsight_engines.backend import Backend
+from barnsight_engines.encoder import Features
+from barnsight_engines.errors import EngineError, ModelSetMismatchError
+from barnsight_engines.manifest import Thresholds
+from barnsight_engines.masks import areas, intersections
+from barnsight_engines.preprocess import boxes_to_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +49,89 @@ class Detections:
             mask_logits=np.zeros((0, *mask_size), np.float32),
             image_size=image_size,
         )
+
+
+class Detector:
+    """Infer and decode. `concepts` maps a name to its embedding (1, T, C) float32."""
+
+    def __init__(
+        self, backend: Backend, concepts: Mapping[str, NDArray[np.float32]], thresholds: Thresholds
+    ) -> None:
+        self.backend = backend
+        self._concepts = concepts
+        self._thresholds = thresholds
+
+    def detect(
+        self,
+        features: Features,
+        image_size: tuple[int, int],
+        concept: str,
+        *,
+        min_score: float | None = None,
+    ) -> Detections:
+        """Every animal of `concept`, best first. `image_size` is the frame's (height, width) in pixels.
+
+        `min_score` takes the place of the model set's own threshold. Raises ModelSetMismatchError for a concept
+        that the set was not made for, EngineError where the engine fails.
+        """
+        if concept not in self._concepts:
+            raise ModelSetMismatchError(
+                f"the detector knows no concept '{concept}'; choose one of: {', '.join(sorted(self._concepts))}"
+            )
+        outputs = self.backend.run({**features, "text": self._concepts[concept]})
+        least = self._thresholds.score if min_score is None else min_score
+        return decode(outputs, image_size, self._thresholds, least)
+
+
+def decode(
+    outputs: Mapping[str, NDArray[Any]],
+    image_size: tuple[int, int],
+    thresholds: Thresholds,
+    min_score: float,
+) -> Detections:
+    """The detector's raw outputs as detections: score, cut, order, drop empty masks and duplicates.
+
+    `outputs` are boxes (1, K, 4) xyxy in 0..1, logits (1, K), presence (1, 1) and masks (1, K, h, w) logits.
+    Raises EngineError where the engine gave a score that is not a number.
+    """
+    scores = _sigmoid(outputs["logits"][0]) * _sigmoid(outputs["presence"][0])  # (K,)
+    if not np.isfinite(scores).all():
+        raise EngineError(
+            "engine 'detector': a score is not a number; check the model set against its golden file"
+        )
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= min_score]
+    masks = outputs["masks"][0, order] > 0  # (K, h, w) -> (N, h, w)
+    visible = masks.any(axis=(1, 2))
+    order, masks = order[visible], masks[visible]
+    order = order[distinct(masks, thresholds.nms_iou, thresholds.containment)]
+    return Detections(
+        boxes_px=boxes_to_image(outputs["boxes"][0, order], image_size),
+        scores=scores[order],
+        mask_logits=outputs["masks"][0, order],
+        image_size=image_size,
+    )
+
+
+def distinct(masks: NDArray[np.bool_], iou: float, containment: float) -> list[int]:
+    """Indices of the masks (N, h, w), best first, that repeat no better one.
+
+    A mask repeats a better one where their IoU exceeds `iou`, or where the share `containment` of it lies inside
+    a better and bigger one (a head found again as an animal of its own).
+    """
+    shared = intersections(masks, masks)  # (N, N)
+    area = areas(masks)
+    overlap = shared / np.maximum(area[:, None] + area[None, :] - shared, 1)
+    inside = shared / np.maximum(area[None, :], 1)  # [i, j]: share of j inside i
+    repeats = (overlap > iou) | ((inside >= containment) & (area[:, None] > area[None, :]))
+    kept: list[int] = []
+    for j in range(len(masks)):
+        if not repeats[kept, j].any():
+            kept.append(j)
+    return kept
+
+
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    # by tanh, which does not overflow
+    share: NDArray[np.float32] = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))
+    return share

@@ -1,10 +1,10 @@
 """What can go wrong with a model set, drawn once; `exit_code` is the sysexits(3) code a command ends with.
 
-    EngineError                 70  an engine failed while running
-    ├── ModelSetMissingError    66  the folder or a file of it is not there
-    ├── ModelSetDataError       65  a file is damaged: wrong hash, truncated, not a model
-    ├── ModelSetMismatchError   78  names, shapes, dtypes or schema are not what this version needs
-    └── RuntimeMissingError     69  the runtime that was asked for is not installed
+EngineError                 70  an engine failed while running
+├── ModelSetMissingError    66  the folder or a file of it is not there
+├── ModelSetDataError       65  a file is damaged: wrong hash, truncated, not a model
+├── ModelSetMismatchError   78  names, shapes, dtypes or schema are not what this version needs
+└── RuntimeMissingError     69  the runtime that was asked for is not installed
 """
 
 from __future__ import annotations

@@ -40,7 +40,10 @@ class Scheduler:
         deliver: Callable[[FrameResult], None],
         failed: Callable[[Frame, Exception], None],
     ) -> None:
-        """`deliver` gets each result, `failed` each frame that raised; both are called on the inference thread."""
+        """`deliver` gets each result, `failed` each frame that raised; both are called on the inference thread.
+
+        Set `stride` to n to process every n-th frame only: how load is shed.
+        """
         self._frames = frames
         self._step = step
         self._deliver = deliver
@@ -51,6 +54,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self.progress_monotonic_ns = time.monotonic_ns()
         self.fatal: Exception | None = None
+        self.stride = 1
 
     def start(self) -> None:
         """Start the thread."""
@@ -77,6 +81,8 @@ class Scheduler:
         while not self._stopping.is_set():
             self._run_errands()
             for frame in self._frames.take_all(IDLE_WAIT_S):
+                if frame.index % self.stride:
+                    continue
                 try:
                     self._deliver(self._step(frame))
                     failures = 0

@@ -101,12 +101,13 @@ class Detector(nn.Module):
             num_attention_heads=config.heads,
             num_upsampling_stages=config.upsampling_stages,
         )
+        scoring = Sam3Config(detr_decoder_config=decoder)
         for part in (encoder, decoder, mask):
             part._attn_implementation = "eager"  # what exports, and the faster backward on a CPU
         self.detr_encoder = Sam3DetrEncoder(encoder)
         self.detr_decoder = Sam3DetrDecoder(decoder)
         self.mask_decoder = Sam3MaskDecoder(mask)
-        self.dot_product_scoring = Sam3DotProductScoring(Sam3Config(detr_decoder_config=decoder))
+        self.dot_product_scoring = Sam3DotProductScoring(scoring)
         self.position = Sam3SinePositionEmbedding(config.width // 2, normalize=True)
 
     def forward(self, d4: Tensor, d2: Tensor, d1: Tensor, text: Tensor) -> Detection:

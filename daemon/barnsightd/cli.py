@@ -1,0 +1,228 @@
+"""The command `barnsight`: thin, each command calls one module.
+
+    barnsight run                                    follow the configured cameras until stopped
+    barnsight replay clip.mp4 --out DIR              the same pipeline over a file, as fast as it goes
+    barnsight config check | show | schema
+    barnsight camera probe pen-3                     or an address: rtsp://10.0.0.13/stream1
+    barnsight db check | repair
+    barnsight doctor                                 what this machine lacks
+
+Every error is one line on standard error. Exit codes are those of sysexits(3); 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from barnsight_engines.errors import EngineError
+from barnsightd.config import Credentials, SourceAddress, check_references, load_config, mask
+from barnsightd.errors import BarnsightError, ConfigError, UsageError
+
+DEFAULT_CONFIG = Path("/etc/barnsight/barnsight.yaml")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in arguments
+    try:
+        args = _parser().parse_args(arguments)
+        return int(args.command(args))
+    except (BarnsightError, EngineError) as error:
+        return _report(error, str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return os.EX_IOERR
+    except Exception as error:  # noqa: BLE001 - the last resort: one line instead of a traceback
+        text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
+        return _report(error, text, os.EX_SOFTWARE, debug)
+
+
+def _report(error: BaseException, text: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        print(mask("".join(traceback.format_exception(type(error), error, error.__traceback__))), file=sys.stderr)
+    for line in text.splitlines():
+        print(f"barnsight: error: {mask(line)}", file=sys.stderr)
+    return exit_code
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="barnsight", description="Every animal in the barn segmented, tracked and remembered.")
+    parser.add_argument("--version", action="version", version=f"barnsight {version('barnsight')}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str, *, to: Any = commands, config: bool = True) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = to.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        if config:
+            command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="site file")
+        return command
+
+    def add_group(name: str, text: str) -> Any:
+        return commands.add_parser(name, help=text).add_subparsers(required=True, metavar="ACTION")
+
+    add("run", _run, "follow the configured cameras until stopped")
+
+    replay = add("replay", _replay, "run the same pipeline over a video, GIF or folder of pictures", config=False)
+    replay.add_argument("source", type=Path, metavar="FILE")
+    replay.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for tracks, masks and records"
+    )
+    replay.add_argument("--models", type=Path, default=Path("engines/nano"), metavar="DIR", help="model set")
+    replay.add_argument("--species", default="pig", help="concept to look for (default: pig)")
+    replay.add_argument("--fps", type=_positive(float), help="frames a second, where the source does not say")
+    replay.add_argument("--threads", type=_positive(int), help="CPU threads of the networks")
+    replay.add_argument("--masks", action=argparse.BooleanOptionalAction, default=True, help="write masks.jsonl")
+    replay.add_argument("--annotate", action="store_true", help="write a video with the tracks drawn in")
+
+    config = add_group("config", "check, show or describe the configuration")
+    add("check", _config_check, "check every configuration file; changes nothing", to=config)
+    add("show", _config_show, "print the settings in force, credentials masked", to=config)
+    schema = add("schema", _config_schema, "print the JSON schema of a file", to=config, config=False)
+    schema.add_argument("file", choices=("site", "camera"), nargs="?", default="camera")
+
+    camera = add_group("camera", "try a camera")
+    probe = add("probe", _camera_probe, "connect to a camera and describe its video", to=camera)
+    probe.add_argument("source", metavar="NAME|URL", help="a configured camera, or an address without password")
+    probe.add_argument("--credential", metavar="NAME|FILE", help="credential that holds user:password for the URL")
+    probe.add_argument("--timeout", type=_positive(float), default=10.0, metavar="SECONDS")
+
+    database = add_group("db", "check or repair the store")
+    for name, run, text in (
+        ("check", _db_check, "read everything that is stored; changes nothing"),
+        ("repair", _db_repair, "set damaged parts aside and rebuild what can be rebuilt"),
+    ):
+        command = add(name, run, text, to=database)
+        command.add_argument("path", type=Path, nargs="?", metavar="DIR", help="store (default: as configured)")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    doctor = add("doctor", _doctor, "check what this machine has and what it lacks")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _positive(kind: type[float]) -> Any:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < 1e6:
+            raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+        return value
+
+    return number
+
+
+def _run(args: argparse.Namespace) -> int:
+    from barnsightd.app import run_service
+
+    return run_service(args.config)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from barnsightd.app import replay
+
+    return replay(
+        args.source,
+        args.out,
+        models=args.models,
+        species=args.species,
+        fps=args.fps,
+        masks=args.masks,
+        annotate=args.annotate,
+        threads=args.threads,
+    )
+
+
+def _config_check(args: argparse.Namespace) -> int:
+    config = load_config(args.config)
+    for warning in config.warnings:
+        print(f"barnsight: warning: {warning}", file=sys.stderr)
+    if problems := check_references(config):
+        raise ConfigError("\n".join(map(str, problems)))
+    print(f"{args.config}: ok, cameras: {', '.join(camera.name for camera in config.cameras)}")
+    return os.EX_OK
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    print(load_config(args.config).to_yaml(), end="")
+    return os.EX_OK
+
+
+def _config_schema(args: argparse.Namespace) -> int:
+    import json
+
+    from barnsightd.config import CameraConfig, SiteConfig
+
+    model = SiteConfig if args.file == "site" else CameraConfig
+    print(json.dumps(model.model_json_schema(), indent=2))
+    return os.EX_OK
+
+
+def _camera_probe(args: argparse.Namespace) -> int:
+    address = _probe_address(args.source, args.credential, args.config)
+    from barnsightd.ingest.probe import probe
+
+    print(probe(address.reveal(), args.timeout))
+    return os.EX_OK
+
+
+def _probe_address(source: str, credential: str | None, config: Path) -> SourceAddress:
+    """The address to try; a password on the command line would be visible to every user of the machine."""
+    if "://" not in source and not Path(source).exists():
+        return load_config(config).camera(source).source
+    if mask(source) != source:
+        raise UsageError(
+            f"the address {mask(source)} holds credentials, which `ps` shows to everyone; "
+            "write user:password to a file (chmod 600) and give --credential FILE"
+        )
+    folder = config.absolute().parent / "credentials"
+    if credential is not None:
+        folder = Path(credential).absolute().parent if Path(credential).is_file() else folder
+        scheme, _, rest = source.partition("://")
+        source = f"{scheme}://${{credential:{Path(credential).name}}}@{rest}"
+    try:
+        return SourceAddress.parse(source, Credentials(folder))
+    except ValueError as error:
+        raise UsageError(f"the address {error}") from None
+
+
+def _store_path(args: argparse.Namespace) -> Path:
+    return args.path or load_config(args.config).site.storage.path
+
+
+def _db_check(args: argparse.Namespace) -> int:
+    from barnsightd.store import repair
+
+    report = repair.check(_store_path(args))
+    print(report.to_json() if args.json else report)
+    return report.exit_code
+
+
+def _db_repair(args: argparse.Namespace) -> int:
+    from barnsightd.store import repair
+
+    report = repair.repair(_store_path(args))
+    print(report.to_json() if args.json else report)
+    return report.exit_code
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from barnsightd.doctor import examine
+
+    report = examine(args.config)
+    print(report.to_json() if args.json else report)
+    return report.exit_code

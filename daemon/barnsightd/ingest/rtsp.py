@@ -1,0 +1,155 @@
+"""An RTSP camera through GStreamer: the first video stream of its SDP, decoded by what that stream's codec needs.
+
+What was seen of failures: a server that dies over TCP gives EOS and no error; one that freezes gives nothing at all and
+stays PLAYING (the camera's own deadlines see that); a wrong password gives an error within milliseconds.
+"""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import Any
+
+from barnsightd.config import IngestConfig
+from barnsightd.errors import SourceError
+from barnsightd.ingest.address import StreamAddress
+from barnsightd.ingest.faults import StreamFault, describe, reason_of
+from barnsightd.ingest.gst import build, gstreamer, is_installed, request_state, set_state, to_image, video_decoder
+from barnsightd.ingest.pipelines import CODECS, choose_decoder, decode_branch, rtsp_source
+from barnsightd.ingest.stream import FrameSink
+
+NS_PER_S = 1_000_000_000
+MAX_AGE_NS = 10 * NS_PER_S
+
+
+class RtspStream:
+    """One connection to one camera; frames reach the sink on GStreamer's streaming thread."""
+
+    def __init__(self, url: str, settings: IngestConfig, sink: FrameSink) -> None:
+        Gst = gstreamer()
+        self._address = StreamAddress.parse(url)
+        self._decoder = choose_decoder(settings.decoder, is_installed)
+        self._sink = sink
+        self._fault: StreamFault | None = None
+        self._selected = False
+        self._received = False
+        self._handlers: list[tuple[Any, int]] = []
+        self._closing: Thread | None = None
+        receiver = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
+        source = receiver.get_by_name("source")
+        source.set_property("location", self._address.location)
+        source.set_property("user-id", self._address.user or None)
+        source.set_property("user-pw", self._address.password or None)
+        self._pipeline = Gst.Pipeline()
+        self._pipeline.add(source)
+        self._listen(source, "select-stream", self._on_select_stream)
+        self._listen(source, "pad-added", self._on_pad_added)
+
+    @property
+    def decoder(self) -> tuple[str, str]:
+        """Codec and decoding element, ("", "") until they are known."""
+        return video_decoder(self._pipeline)
+
+    def start(self, deadline_s: float) -> None:
+        """Begin to connect; frames or a fault follow. Raises StreamFault where GStreamer does not answer."""
+        if not set_state(self._pipeline, gstreamer().State.PLAYING, deadline_s):
+            raise StreamFault("error", f"{self._address}: GStreamer has not started within {deadline_s:g} s")
+
+    def poll(self, timeout_s: float) -> None:
+        """Wait for bad news. Raises StreamFault with its text masked."""
+        Gst = gstreamer()
+        message = self._pipeline.get_bus().timed_pop_filtered(
+            round(timeout_s * NS_PER_S), Gst.MessageType.ERROR | Gst.MessageType.EOS
+        )
+        if self._fault is not None:  # Says more than the errors that follow from it.
+            raise self._fault
+        if message is None:
+            return
+        if message.type == Gst.MessageType.EOS:
+            raise StreamFault("eos", f"{self._address} ended the stream; look whether the camera restarts")
+        error, debug = message.parse_error()
+        raise self._failure(
+            reason_of(error.domain, error.code), f"{error.message} {(debug or '').rpartition(':')[2]}"
+        )
+
+    def close(self, deadline_s: float) -> bool:
+        """Disconnect and free everything; returns False where that still goes on. May be called again to ask."""
+        if self._closing is None:
+            for element, handler in self._handlers:
+                element.disconnect(handler)
+            self._handlers.clear()
+            self._closing = request_state(self._pipeline, gstreamer().State.NULL)
+        self._closing.join(deadline_s)
+        return not self._closing.is_alive()
+
+    def explain_silence(self) -> str:
+        """Whether anything arrives at all."""
+        if self._received:
+            return "packets arrive, but no frame can be decoded; shorten the camera's key frame interval"
+        return "nothing arrives; look at the camera and its network"
+
+    def _failure(self, reason: Any, detail: str) -> StreamFault:
+        return StreamFault(reason, self._address.mask(describe(reason, str(self._address), detail)))
+
+    def _listen(self, element: Any, signal: str, callback: Any) -> None:
+        self._handlers.append((element, element.connect(signal, callback)))
+
+    def _on_select_stream(self, _source: Any, _number: int, caps: Any) -> bool:
+        """The camera is asked for its first video stream alone: no sound, no metadata."""
+        if self._selected or caps.get_structure(0).get_string("media") != "video":
+            return False
+        self._selected = True
+        return True
+
+    def _on_pad_added(self, _source: Any, pad: Any) -> None:
+        """The stream is there and its codec known: attach what decodes it."""
+        Gst = gstreamer()
+        codec = (pad.get_current_caps() or pad.query_caps(None)).get_structure(0).get_string("encoding-name")
+        if codec not in CODECS:
+            self._fault = self._failure("not_video", f"its codec is {codec}, supported are {', '.join(CODECS)}")
+            return
+        try:
+            branch = build(decode_branch(codec, self._decoder))
+        except SourceError as error:
+            self._fault = StreamFault("error", str(error))
+            return
+        branch.get_by_name("convert").get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, self._on_decoded)
+        self._listen(branch.get_by_name("sink"), "new-sample", self._on_sample)
+        pad.add_probe(Gst.PadProbeType.BUFFER, self._on_first_packet)
+        self._pipeline.add(branch)
+        pad.link(branch.get_static_pad("sink"))
+        branch.sync_state_with_parent()
+
+    def _on_first_packet(self, _pad: Any, _info: Any) -> Any:
+        self._received = True
+        return gstreamer().PadProbeReturn.REMOVE
+
+    def _on_decoded(self, _pad: Any, info: Any) -> Any:
+        """A frame left the decoder: keep it or drop it before it costs a conversion."""
+        Gst = gstreamer()
+        buffer = info.get_buffer()
+        if buffer.get_flags() & Gst.BufferFlags.CORRUPTED:
+            self._sink.damaged()
+            return Gst.PadProbeReturn.DROP
+        pts_ns = self._running_ns() if buffer.pts == Gst.CLOCK_TIME_NONE else buffer.pts
+        return Gst.PadProbeReturn.OK if self._sink.wants(pts_ns) else Gst.PadProbeReturn.DROP
+
+    def _on_sample(self, appsink: Any) -> Any:
+        """A picture is ready: copy it out and hand it on with its age."""
+        Gst = gstreamer()
+        sample = appsink.emit("pull-sample")
+        if sample is None:
+            return Gst.FlowReturn.EOS
+        try:
+            image = to_image(sample)
+        except ValueError as error:
+            self._fault = self._failure("not_video", str(error))
+            return Gst.FlowReturn.ERROR
+        arrived_ns = sample.get_segment().to_running_time(Gst.Format.TIME, sample.get_buffer().pts)
+        age_ns = 0 if arrived_ns == Gst.CLOCK_TIME_NONE else self._running_ns() - arrived_ns
+        self._sink.deliver(image, min(max(age_ns, 0), MAX_AGE_NS))
+        return Gst.FlowReturn.OK
+
+    def _running_ns(self) -> int:
+        """The pipeline's own time: nanoseconds since it began to play."""
+        clock = self._pipeline.get_clock()
+        return int(clock.get_time() - self._pipeline.get_base_time()) if clock else 0

@@ -1,0 +1,305 @@
+"""The figures for Prometheus: what the cameras, the stages and the store did, zero from the first scrape on.
+
+Names follow https://prometheus.io/docs/practices/naming/: prefix `barnsight_`, base units, `_total` on counters
+only. Every set of labels is fixed when the cameras are known; a reason that is not foreseen is counted as `other`,
+and no label ever names a track or an animal, so the number of series depends on the configuration alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from barnsight_engines.certificate import Parity
+from barnsight_engines.manifest import Manifest
+from barnsightd.types import FrameResult
+
+FRAME_STAGES = ("decoded", "processed")
+DROP_REASONS = ("superseded", "rate", "failed", "other")
+RECONNECT_REASONS = ("connect", "eos", "error", "silence", "unauthorized", "not_found", "not_video", "other")
+PIPELINE_STAGES = ("encoder", "detector", "tracking", "records")
+QUEUES = ("store",)
+STORE_OPERATIONS = ("append", "flush", "seal", "retention", "database", "other")
+ERRNOS = ("EACCES", "EDQUOT", "EIO", "ENOSPC", "EROFS", "other")
+FRAME_AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+FPS_WINDOW_NS = 10_000_000_000
+FPS_WINDOW_FRAMES = 1024
+NS_PER_S = 1_000_000_000
+
+
+class StorageUsage(Protocol):
+    """What the store says of its folder, in bytes."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all records on disk."""
+        ...
+
+    @property
+    def quota_bytes(self) -> int:
+        """Bytes that the records may take."""
+        ...
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are free on the file system."""
+        ...
+
+
+class Rate:
+    """Events per second over a sliding window of bounded length; safe between threads."""
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._lock = threading.Lock()
+        self._times_ns: deque[int] = deque(maxlen=FPS_WINDOW_FRAMES)
+
+    def tick(self) -> None:
+        """Note one event now."""
+        with self._lock:
+            self._times_ns.append(self._clock_ns())
+
+    def per_second(self) -> float:
+        """Give the events per second between the first and the last event of the window, 0 if there are none."""
+        with self._lock:
+            since_ns = self._clock_ns() - FPS_WINDOW_NS
+            times_ns = [at_ns for at_ns in self._times_ns if at_ns >= since_ns]
+        if len(times_ns) < 2 or times_ns[-1] == times_ns[0]:
+            return 0.0
+        return (len(times_ns) - 1) * NS_PER_S / (times_ns[-1] - times_ns[0])
+
+
+class Metrics:
+    """Every figure of the daemon on one registry; the cameras' listener. Any thread may call any method."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        cameras: Sequence[str],
+        *,
+        version: str,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Register every metric with zeros for `cameras`; a registry takes one Metrics."""
+        self._clock_ns = clock_ns
+        self._rates: dict[str, Rate] = {}
+        ProcessCollector(registry=registry)
+
+        self.build_info = Gauge(
+            "barnsight_build_info", "Version of the program, 1.", ["version", "python"], registry=registry
+        )
+        self.build_info.labels(version, platform.python_version()).set(1)
+
+        self.camera_up = Gauge(
+            "barnsight_camera_up", "1 while the camera delivers frames.", ["camera"], registry=registry
+        )
+        self.camera_frames = Counter(
+            "barnsight_camera_frames_total",
+            "Frames of a camera that passed a stage: decoded, or processed to records.",
+            ["camera", "stage"],
+            registry=registry,
+        )
+        self.camera_fps = Gauge(
+            "barnsight_camera_fps",
+            "Processed frames per second over the last ten seconds.",
+            ["camera"],
+            registry=registry,
+        )
+        self.camera_dropped = Counter(
+            "barnsight_camera_frames_dropped_total",
+            "Decoded frames that were not processed: a newer one replaced it, above the camera's rate, failed.",
+            ["camera", "reason"],
+            registry=registry,
+        )
+        self.camera_last_frame = Gauge(
+            "barnsight_camera_last_frame_timestamp_seconds",
+            "Unix time of the last decoded frame, 0 before the first.",
+            ["camera"],
+            registry=registry,
+        )
+        self.camera_reconnects = Counter(
+            "barnsight_camera_reconnects_total",
+            "Connections to a camera that were given up and tried again.",
+            ["camera", "reason"],
+            registry=registry,
+        )
+        self.tracks_active = Gauge(
+            "barnsight_tracks_active", "Animals followed on the last frame.", ["camera"], registry=registry
+        )
+        self.observations = Counter(
+            "barnsight_observations_total",
+            "Observations handed to the store, one per animal and frame.",
+            ["camera"],
+            registry=registry,
+        )
+
+        self.frame_age = Histogram(
+            "barnsight_frame_age_seconds",
+            "Age of a frame when its records are made, since it was decoded.",
+            buckets=FRAME_AGE_BUCKETS_S,
+            registry=registry,
+        )
+        self.stage_duration = Histogram(
+            "barnsight_stage_duration_seconds",
+            "Time that a stage of the pipeline took for one frame.",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        self.queue_length = Gauge(
+            "barnsight_queue_length", "Entries that wait for a stage.", ["stage"], registry=registry
+        )
+
+        self.storage_used = Gauge(
+            "barnsight_storage_used_bytes", "Bytes of all records on disk.", registry=registry
+        )
+        self.storage_quota = Gauge(
+            "barnsight_storage_quota_bytes", "Bytes that the records may take.", registry=registry
+        )
+        self.storage_free = Gauge(
+            "barnsight_storage_free_bytes", "Bytes free on the store's file system.", registry=registry
+        )
+        self.store_errors = Counter(
+            "barnsight_store_errors_total",
+            "Operations of the store that failed, by operation and error of the operating system.",
+            ["op", "errno"],
+            registry=registry,
+        )
+        self.store_dropped = Counter(
+            "barnsight_store_dropped_observations_total",
+            "Observations that the store could not take: its queue was full or its disk refused.",
+            registry=registry,
+        )
+
+        self.engine_info = Gauge(
+            "barnsight_engine_info",
+            "An engine that is loaded, 1.",
+            ["role", "sha256", "precision", "runtime"],
+            registry=registry,
+        )
+        self.engine_parity = Gauge(
+            "barnsight_engine_parity_cosine",
+            "Lowest cosine between an engine's outputs on the golden inputs and the expected ones, at start.",
+            ["role"],
+            registry=registry,
+        )
+
+        for stage in PIPELINE_STAGES:
+            self.stage_duration.labels(stage)
+        for stage in QUEUES:
+            self.queue_length.labels(stage)
+        for operation in STORE_OPERATIONS:
+            for name in ERRNOS:
+                self.store_errors.labels(operation, name)
+        self.set_cameras(cameras)
+
+    def set_cameras(self, cameras: Sequence[str]) -> None:
+        """Start the series of new cameras at zero and remove those of cameras that went away."""
+        for camera in set(self._rates) - set(cameras):
+            self._remove(camera)
+        for camera in cameras:
+            if camera not in self._rates:
+                self._add(camera)
+
+    def frame_decoded(self, camera: str) -> None:
+        """Count a frame that came out of the decoder."""
+        self.camera_frames.labels(camera, "decoded").inc()
+        self.camera_last_frame.labels(camera).set_to_current_time()
+
+    def frame_dropped(self, camera: str, reason: str) -> None:
+        """Count a decoded frame that goes no further."""
+        self.camera_dropped.labels(camera, _one_of(reason, DROP_REASONS)).inc()
+
+    def reconnecting(self, camera: str, reason: str, delay_s: float) -> None:  # noqa: ARG002 - listener's form
+        """Count a connection that is given up and tried again after `delay_s`."""
+        self.camera_reconnects.labels(camera, _one_of(reason, RECONNECT_REASONS)).inc()
+
+    def up(self, camera: str) -> None:
+        """Note that the camera delivers frames."""
+        self.camera_up.labels(camera).set(1)
+
+    def down(self, camera: str, reason: str) -> None:  # noqa: ARG002 - listener's form
+        """Note that the camera delivers no frames; its animals are out of sight."""
+        self.camera_up.labels(camera).set(0)
+        self.tracks_active.labels(camera).set(0)
+
+    def frame_done(self, result: FrameResult, age_s: float) -> None:
+        """Note a frame that went all the way to its records, `age_s` seconds after it was decoded."""
+        camera = result.frame.camera
+        if rate := self._rates.get(camera):
+            rate.tick()
+            self.camera_frames.labels(camera, "processed").inc()
+            self.tracks_active.labels(camera).set(len(result.tracks))
+            self.observations.labels(camera).inc(len(result.observations))
+        self.frame_age.observe(age_s)
+        for stage, duration_ns in result.stage_ns.items():
+            self.stage_duration.labels(stage).observe(duration_ns / NS_PER_S)
+
+    def queue(self, stage: str, length: int) -> None:
+        """Show how many entries wait for `stage`."""
+        self.queue_length.labels(stage).set(length)
+
+    def storage(self, usage: StorageUsage) -> None:
+        """Show what the store takes and what is left."""
+        self.storage_used.set(usage.used_bytes)
+        self.storage_quota.set(usage.quota_bytes)
+        self.storage_free.set(usage.free_bytes)
+
+    def store_error(self, op: str, code: int) -> None:
+        """Count a failed operation of the store by its errno."""
+        name = _one_of(errno.errorcode.get(code, "other"), ERRNOS)
+        self.store_errors.labels(_one_of(op, STORE_OPERATIONS), name).inc()
+
+    def observations_dropped(self, count: int) -> None:
+        """Count observations that the store could not take."""
+        self.store_dropped.inc(count)
+
+    def engines(self, manifest: Manifest, runtime: str, parity: Iterable[Parity] = ()) -> None:
+        """Show the engines that are loaded, and how near `runtime` came to the golden answers of each."""
+        self.engine_info.clear()
+        self.engine_parity.clear()
+        cosines = {answer.output: answer.cosine for answer in parity}
+        for engine in manifest.engines:
+            self.engine_info.labels(engine.role, engine.sha256, engine.precision, runtime).set(1)
+            measured = [cosines[output.name] for output in engine.outputs if output.name in cosines]
+            if measured:
+                self.engine_parity.labels(engine.role).set(min(measured))
+
+    def _add(self, camera: str) -> None:
+        rate = Rate(self._clock_ns)
+        self.camera_fps.labels(camera).set_function(rate.per_second)
+        for gauge in (self.camera_up, self.camera_last_frame, self.tracks_active):
+            gauge.labels(camera)
+        self.observations.labels(camera)
+        for stage in FRAME_STAGES:
+            self.camera_frames.labels(camera, stage)
+        for reason in DROP_REASONS:
+            self.camera_dropped.labels(camera, reason)
+        for reason in RECONNECT_REASONS:
+            self.camera_reconnects.labels(camera, reason)
+        self._rates[camera] = rate
+
+    def _remove(self, camera: str) -> None:
+        del self._rates[camera]
+        for metric in (self.camera_up, self.camera_fps, self.camera_last_frame, self.tracks_active):
+            metric.remove(camera)
+        self.observations.remove(camera)
+        for stage in FRAME_STAGES:
+            self.camera_frames.remove(camera, stage)
+        for reason in DROP_REASONS:
+            self.camera_dropped.remove(camera, reason)
+        for reason in RECONNECT_REASONS:
+            self.camera_reconnects.remove(camera, reason)
+
+
+def _one_of(value: str, allowed: Sequence[str]) -> str:
+    """Keep the label set fixed: what is not foreseen is `other`."""
+    return value if value in allowed else "other"

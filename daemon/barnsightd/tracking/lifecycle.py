@@ -1,0 +1,183 @@
+"""The life of a track: hot start, confirmation, keep-alive, removal (SAM 3's rules, step 4 of its video loop).
+
+A track is born from a strong detection. In its hot start it is removed after a few misses, since a false alarm
+rarely comes back. It is confirmed, and only then reported, after a few matches, or at once where the detection
+leaves no doubt. Every match refills its keep-alive, every miss drains it; a confirmed track out of sight is
+lost until it is found again or the keep-alive has run out. SAM 3 counts frames; here all ages are nominal
+frames or seconds of the clock, so that a dropped frame changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barnsightd.tracking.motion import Motion
+from barnsightd.types import Track, TrackSource, TrackState
+
+NEVER_NS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingSettings:
+    """Thresholds of tracking; scores and shares in 0..1, ages in frames at `fps`.
+
+    `min_score` is what a detection needs to continue a track, `strong_score` to go first, `new_score` to begin
+    one, `sure_score` to begin a confirmed one. `kept_share` is how much of its area a detected mask must keep when
+    each pixel has gone to one animal, `coast_share` the same for a mask that is only expected.
+    """
+
+    fps: float = 6.0
+    max_objects: int = 30
+    min_score: float = 0.3
+    strong_score: float = 0.5
+    new_score: float = 0.7
+    sure_score: float = 0.85
+    match_affinity: float = 0.25
+    weak_affinity: float = 0.4
+    new_iou: float = 0.1
+    double_iou: float = 0.7
+    kept_share: float = 0.3
+    confirm_matches: int = 3
+    hot_start_frames: float = 15
+    hot_start_misses: float = 8
+    coast_frames: float = 2
+    coast_share: float = 0.5
+    keep_alive_s: float = 6.0
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """One animal that a session follows; what was last seen of it, what is expected now, and its account.
+
+    `seen_*` come from the last detection; `mask_logits` (h, w) and `box_px` (4,) are this frame's.
+    `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when it was last
+    hidden. `visible` says whether this frame's mask is worth reporting.
+    """
+
+    track: int
+    born_ns: int
+    motion: Motion
+    seen_mask_logits: NDArray[np.float32]
+    seen_box_px: NDArray[np.float32]
+    seen_center_px: NDArray[np.float64]
+    mask_logits: NDArray[np.float32]
+    box_px: NDArray[np.float32]
+    score: float
+    confirmed: bool
+    keep_alive_s: float
+    matches: int = 1
+    unseen_frames: float = 0.0
+    misses: float = 0.0
+    occluded_ns: int = NEVER_NS
+    source: TrackSource = TrackSource.DETECTED
+    visible: bool = True
+
+    @classmethod
+    def born(
+        cls,
+        track: int,
+        now_ns: int,
+        box_px: NDArray[np.float32],
+        mask_logits: NDArray[np.float32],
+        score: float,
+        settings: TrackingSettings,
+    ) -> Target:
+        """A new animal, from one detection."""
+        motion = Motion.at_rest(box_px)
+        return cls(
+            track=track,
+            born_ns=now_ns,
+            motion=motion,
+            seen_mask_logits=mask_logits,
+            seen_box_px=box_px,
+            seen_center_px=motion.center_px,
+            mask_logits=mask_logits,
+            box_px=box_px,
+            score=score,
+            confirmed=score >= settings.sure_score,
+            keep_alive_s=settings.keep_alive_s,
+        )
+
+    @property
+    def moved_px(self) -> NDArray[np.float64]:
+        """How far the motion filter carries the animal from where it was last seen, (2,) right and down."""
+        return self.motion.center_px - self.seen_center_px
+
+    @property
+    def kept_share(self) -> float:
+        """How much of the area that was last seen is left in this frame's mask, 0..1."""
+        seen = np.count_nonzero(self.seen_mask_logits > 0)
+        return float(np.count_nonzero(self.mask_logits > 0) / max(int(seen), 1))
+
+    def expect(self, mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> None:
+        """Begin a frame with what is expected of the animal."""
+        height_px, width_px = image_size
+        moved_px = self.seen_box_px + np.tile(self.moved_px, 2)
+        self.box_px = np.clip(moved_px, 0, [width_px, height_px, width_px, height_px]).astype(np.float32)
+        self.mask_logits = mask_logits
+        self.source = TrackSource.PROPAGATED
+
+    def match(
+        self,
+        box_px: NDArray[np.float32],
+        mask_logits: NDArray[np.float32],
+        score: float,
+        elapsed_s: float,
+        settings: TrackingSettings,
+    ) -> None:
+        """The animal was detected."""
+        self.motion.update(box_px)
+        self.seen_box_px = self.box_px = box_px
+        self.seen_mask_logits = self.mask_logits = mask_logits
+        self.seen_center_px = self.motion.center_px
+        self.score = score
+        self.source = TrackSource.DETECTED
+        self.matches += 1
+        self.unseen_frames = 0.0
+        self.keep_alive_s = min(self.keep_alive_s + elapsed_s, settings.keep_alive_s)
+        self.confirmed = self.confirmed or self.matches >= settings.confirm_matches
+
+    def miss(self, now_ns: int, elapsed_s: float, settings: TrackingSettings) -> None:
+        """The animal was looked for and not detected."""
+        self.unseen_frames += elapsed_s * settings.fps
+        self.misses += elapsed_s * settings.fps
+        self.keep_alive_s -= elapsed_s
+        self.occluded_ns = now_ns
+
+    def hide(self, now_ns: int) -> None:
+        """Another animal stands on this one's place: not reported on this frame."""
+        self.visible = False
+        self.occluded_ns = now_ns
+
+    def age_frames(self, now_ns: int, fps: float) -> int:
+        """Nominal frames from birth to now, both counted."""
+        return 1 + round((now_ns - self.born_ns) * 1e-9 * fps)
+
+    def state(self, settings: TrackingSettings) -> TrackState:
+        """Where the track stands in its life."""
+        if not self.confirmed:
+            return TrackState.TENTATIVE
+        # Half a frame of tolerance: the clock of a camera jitters.
+        if self.unseen_frames > settings.coast_frames + 0.5:
+            return TrackState.LOST
+        return TrackState.CONFIRMED
+
+    def is_over(self, now_ns: int, settings: TrackingSettings) -> bool:
+        """Whether the track is to be removed: a false alarm in its hot start, or unseen for too long."""
+        in_hot_start = self.age_frames(now_ns, settings.fps) <= settings.hot_start_frames
+        return (in_hot_start and self.misses >= settings.hot_start_misses) or self.keep_alive_s <= 0
+
+    def as_track(self, now_ns: int, settings: TrackingSettings) -> Track:
+        """What the other stages get to know of the target."""
+        return Track(
+            track=self.track,
+            box_px=self.box_px,
+            mask_logits=self.mask_logits,
+            score=self.score,
+            state=self.state(settings),
+            age_frames=self.age_frames(now_ns, settings.fps),
+            source=self.source,
+        )

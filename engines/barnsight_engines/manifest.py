@@ -1,0 +1,171 @@
+"""A model set's manifest: the one file that says what the set is and what each of its files must hash to.
+
+    manifest.json
+    ├── schema_version, name, preset, trained_on
+    ├── image_size, grid, mask_size, normalization     geometry: the network sees (S, S), tokens G x G, masks M x M
+    ├── concepts      file, sha256, names              one (1, T, C) float32 array per concept in an .npz
+    ├── behaviors                                      labels, empty until the set has a behavior engine
+    ├── thresholds    score, nms_iou, containment
+    ├── engines[]     role, file, sha256, precision, inputs[], outputs[]
+    └── golden        file, sha256                     inputs and outputs that a runtime must reproduce
+
+The set's hash is the manifest's own SHA-256: since the manifest holds every file's, it names the whole set.
+`export` writes manifests with this same model: `manifest.model_dump_json(indent=2)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from barnsight_engines.errors import ModelSetDataError, ModelSetMismatchError, ModelSetMissingError
+from barnsight_engines.spec import EngineSpec, TensorSpec
+
+FILE_NAME = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
+HASH_DIGITS = 12
+
+# A plain name: a manifest can point at nothing outside its own folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class Entry(BaseModel):
+    """What all parts of a manifest share: they do not change, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Normalization(Entry):
+    """Mean and standard deviation per channel (red, green, blue), of values in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class FileEntry(Entry):
+    """A file of the set and what it must hash to."""
+
+    file: FileName
+    sha256: Sha256
+
+
+class ConceptsEntry(FileEntry):
+    """The precomputed prompt embeddings: one array per name."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+class Thresholds(Entry):
+    """Where the detector cuts: least score, mask IoU of duplicates, share of a mask inside a bigger one."""
+
+    score: Share
+    nms_iou: Share
+    containment: Share = 0.85
+
+
+class EngineEntry(FileEntry):
+    """One engine file and the tensors it takes and gives."""
+
+    role: Literal["encoder", "detector"]
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def spec(self) -> EngineSpec:
+        return EngineSpec(self.role, self.inputs, self.outputs)
+
+
+class Manifest(Entry):
+    """The whole manifest."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    preset: str
+    image_size: Positive
+    grid: Positive
+    mask_size: Positive
+    normalization: Normalization
+    concepts: ConceptsEntry
+    behaviors: tuple[str, ...]
+    thresholds: Thresholds
+    engines: tuple[EngineEntry, ...]
+    golden: FileEntry
+    trained_on: str
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the set besides the manifest."""
+        return (*self.engines, self.concepts, self.golden)
+
+    def engine(self, role: str) -> EngineEntry:
+        """The engine that plays `role`. Raises ModelSetMismatchError unless there is exactly one."""
+        found = [engine for engine in self.engines if engine.role == role]
+        if len(found) != 1:
+            raise ModelSetMismatchError(
+                f"model set '{self.name}': needs one engine with the role '{role}', has {len(found)}; "
+                "export the set again with this version"
+            )
+        return found[0]
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Read a model set's manifest and return it with the set's hash (12 hexadecimal digits).
+
+    Raises ModelSetMissingError, ModelSetDataError (not JSON) or ModelSetMismatchError (not this schema).
+    """
+    path = folder / FILE_NAME
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ModelSetMissingError(
+            f"{path}: {error.strerror}; point models.path at a folder that holds a model set"
+        ) from error
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise ModelSetDataError(f"{path}: not JSON ({error}); copy the model set again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ModelSetMismatchError(
+            f"{path}: schema_version must be {SCHEMA_VERSION}, got {version!r}; "
+            "use a model set exported for this version of Barnsight"
+        )
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ModelSetMismatchError(
+            f"{path}: {key}: {first['msg']}, got {first['input']!r:.80}; export the model set again"
+        ) from error
+    return manifest, hashlib.sha256(raw).hexdigest()[:HASH_DIGITS]
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name. Raises ModelSetDataError where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ModelSetDataError(f"{path}: not an .npz of arrays ({error}); export the model set again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""An engine that says what a script says: the shipped fake, for everything that needs no real network.
+
+It checks its inputs and outputs against its specification just as a real runtime does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barnsight_engines.backend import check_inputs, check_outputs
+from barnsight_engines.detector import Detections, Detector
+from barnsight_engines.encoder import Encoder
+from barnsight_engines.errors import EngineError
+from barnsight_engines.loader import ModelSet
+from barnsight_engines.manifest import (
+    HASH_DIGITS,
+    SCHEMA_VERSION,
+    ConceptsEntry,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    Normalization,
+    Thresholds,
+)
+from barnsight_engines.spec import EngineSpec, TensorSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+CERTAIN = 20.0  # a logit that leaves no doubt
+
+
+class ScriptedBackend:
+    """`script` is a function of the inputs, or the outputs of one run after the other.
+
+    A sequence that has come to its end raises EngineError: a test that runs longer than its script is wrong.
+    """
+
+    runtime = "scripted"
+
+    def __init__(self, spec: EngineSpec, script: Callable[[Arrays], Arrays] | Sequence[Arrays]) -> None:
+        self.spec = spec
+        self.runs = 0
+        self.closed = False
+        self._script = script
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """What the script has for these inputs; raises EngineError."""
+        check_inputs(self.spec, inputs)
+        if self.closed:
+            raise EngineError(f"engine '{self.spec.role}' is closed; load the model set again")
+        if callable(self._script):
+            outputs = self._script(inputs)
+        elif self.runs < len(self._script):
+            outputs = self._script[self.runs]
+        else:
+            raise EngineError(
+                f"engine '{self.spec.role}': its script ends after {len(self._script)} runs; give it a longer one"
+            )
+        self.runs += 1
+        check_outputs(self.spec, outputs)
+        return dict(outputs)
+
+    def close(self) -> None:
+        """Refuse to run from now on."""
+        self.closed = True
+
+
+def scripted_model_set(
+    frames: Sequence[Detections] | Callable[[int], Detections],
+    *,
+    concepts: Sequence[str] = ("pig", "cow"),
+    grid: int = 20,
+    queries: int = 32,
+) -> ModelSet:
+    """A model set whose detector finds, frame by frame, what `frames` say: a sequence, or a function of the index.
+
+    The mask grid of every Detections must be (4 grid, 4 grid), and there may be at most `queries` animals. The
+    detections come back through the detector's own decoding, so duplicates and low scores fall out.
+    """
+    manifest = _manifest(tuple(concepts), grid, queries)
+    encoder, detector = (engine.spec for engine in manifest.engines)
+    features = {spec.name: np.zeros([n or 1 for n in spec.shape], np.float32) for spec in encoder.outputs}
+    if callable(frames):
+        index, frame_at = itertools.count(), frames
+        found = ScriptedBackend(detector, lambda _: raw_outputs(frame_at(next(index)), queries))
+    else:
+        found = ScriptedBackend(detector, [raw_outputs(frame, queries) for frame in frames])
+    return ModelSet(
+        manifest=manifest,
+        encoder=Encoder(ScriptedBackend(encoder, lambda _: features), manifest.image_size, manifest.normalization),
+        detector=Detector(
+            found, {name: np.zeros((1, 1, 1), np.float32) for name in concepts}, manifest.thresholds
+        ),
+        hash="0" * HASH_DIGITS,
+    )
+
+
+def raw_outputs(detections: Detections, queries: int) -> dict[str, NDArray[np.float32]]:
+    """What a detector with `queries` queries must say for its decoding to give `detections`."""
+    n, (height, width) = len(detections), detections.image_size
+    logits = np.full((1, queries), -CERTAIN, np.float32)
+    boxes = np.zeros((1, queries, 4), np.float32)
+    masks = np.full((1, queries, *detections.mask_logits.shape[1:]), -CERTAIN, np.float32)
+    scores = np.clip(detections.scores, 1e-6, 1 - 1e-6)
+    logits[0, :n] = np.log(scores / (1 - scores))
+    boxes[0, :n] = detections.boxes_px / np.array([width, height, width, height], np.float32)
+    masks[0, :n] = detections.mask_logits
+    return {
+        "boxes": boxes,
+        "logits": logits,
+        "presence": np.full((1, 1), CERTAIN, np.float32),
+        "masks": masks,
+    }
+
+
+def _manifest(concepts: tuple[str, ...], grid: int, queries: int) -> Manifest:
+    """The smallest manifest with a mask grid of (4 grid, 4 grid): one channel, one prompt token."""
+    size, mask = 16 * grid, 4 * grid
+    pyramid = tuple(TensorSpec(f"d{n}", "float32", (1, 1, n * grid, n * grid)) for n in (4, 2, 1))
+    text = TensorSpec("text", "float32", (1, 1, 1))
+    found = (
+        TensorSpec("boxes", "float32", (1, queries, 4)),
+        TensorSpec("logits", "float32", (1, queries)),
+        TensorSpec("presence", "float32", (1, 1)),
+        TensorSpec("masks", "float32", (1, queries, mask, mask)),
+    )
+    nothing = "0" * 64
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="scripted",
+        preset="scripted",
+        image_size=size,
+        grid=grid,
+        mask_size=mask,
+        normalization=Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        concepts=ConceptsEntry(file="none", sha256=nothing, names=concepts),
+        behaviors=(),
+        thresholds=Thresholds(score=0.5, nms_iou=0.5),
+        engines=(
+            EngineEntry(
+                role="encoder",
+                file="none",
+                sha256=nothing,
+                precision="fp32",
+                inputs=(TensorSpec("image", "float32", (1, 3, size, size)),),
+                outputs=pyramid,
+            ),
+            EngineEntry(
+                role="detector",
+                file="none",
+                sha256=nothing,
+                precision="fp32",
+                inputs=(*pyramid, text),
+                outputs=found,
+            ),
+        ),
+        golden=FileEntry(file="none", sha256=nothing),
+        trained_on="nothing",
+    )

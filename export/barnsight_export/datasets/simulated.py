@@ -1,0 +1,142 @@
+"""Still pictures of the simulated barn for training: written once as shards, read back through memory maps.
+
+A shard is three files: ``images-00000.npy`` (n, S, S, 3) uint8 RGB, ``ids-00000.npy`` (n, S, S) uint8 with 0 for
+background and k for animal k, and ``truth-00000.npz`` with ``species`` (n,) as index into ``SPECIES`` and
+``visible_fraction`` (n, 30). The truth file is written last: a shard without it is rendered again, so that a stopped
+run resumes. Pictures are rendered at a camera's aspect and then resized plainly to a square, as the engines do.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from barnsight_export.simbarn.arrangement import arrange
+from barnsight_export.simbarn.render import Renderer
+from barnsight_export.simbarn.scene import SPLITS, Split, sample_scene
+
+SPECIES = ("pig", "cow")
+MAX_ANIMALS = 30
+SHARD = 200
+POSES_PER_SCENE = 2  # the same pen is pictured twice with the herd rearranged
+ASPECTS = ((1.42, 0.80), (1.23, 0.92), (1.04, 1.04), (0.92, 1.23))  # width, height over the square's side
+ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
+SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
+
+Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, npt.NDArray[np.float32]]
+
+
+def pictures(
+    split: Split, seed: int, shard: int, count: int, size: int, species_mix: Mapping[str, float] = SPECIES_MIX
+) -> Iterator[Picture]:
+    """Pictures of one shard: image (S, S, 3), ids (S, S), index into SPECIES, visible fraction (30,)."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), shard])
+    kinds, shares = list(species_mix), np.array(list(species_mix.values()), np.float64)
+    made = 0
+    while made < count:
+        kind = str(rng.choice(kinds, p=shares / shares.sum()))
+        species = str(rng.choice(SPECIES)) if kind == "empty" else kind
+        most = {"pig": MAX_ANIMALS, "cow": 14, "empty": 0}[kind]
+        animals = 0 if kind == "empty" else int(np.clip(rng.gamma(2.2, most / 6), 1, most))
+        wide, tall = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARE))]
+        scene = sample_scene(
+            int(rng.integers(1 << 62)),
+            species=species,
+            animals=animals,
+            split=split,
+            width=round(size * wide),
+            height=round(size * tall),
+        )
+        renderer = Renderer(scene)
+        for frame in range(min(POSES_PER_SCENE, count - made)):
+            shot = renderer.render(arrange(scene, rng), frame=frame)
+            image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
+            ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+            fraction = np.zeros(MAX_ANIMALS, np.float32)
+            fraction[:animals] = shot.visible_fraction
+            yield np.asarray(image, np.uint8), np.asarray(ids, np.uint8), SPECIES.index(species), fraction
+            made += 1
+
+
+def write_pictures(
+    out_dir: Path | str,
+    split: Split,
+    count: int,
+    seed: int,
+    workers: int,
+    size: int = 384,
+    species_mix: Mapping[str, float] = SPECIES_MIX,
+) -> None:
+    """Render ``count`` pictures into shards under ``out_dir``; complete shards that exist are kept."""
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (out, split, seed, shard, min(SHARD, count - shard * SHARD), size, dict(species_mix))
+        for shard in range(-(-count // SHARD))
+        if not _file(out, "truth", shard).exists()
+    ]
+    if not jobs:
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # inherited by the workers: one core each
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(_write_shard, jobs), total=len(jobs), unit="shard", desc=f"{split} pictures"):
+            pass
+
+
+def _file(out: Path, kind: str, shard: int) -> Path:
+    return out / f"{kind}-{shard:05d}.{'npz' if kind == 'truth' else 'npy'}"
+
+
+def _write_shard(job: tuple[Path, Split, int, int, int, int, dict[str, float]]) -> None:
+    out, split, seed, shard, count, size, mix = job
+    cv2.setNumThreads(1)
+    images = np.empty((count, size, size, 3), np.uint8)
+    ids = np.empty((count, size, size), np.uint8)
+    species, fractions = np.empty(count, np.int64), np.empty((count, MAX_ANIMALS), np.float32)
+    for k, (image, marks, code, fraction) in enumerate(pictures(split, seed, shard, count, size, mix)):
+        images[k], ids[k], species[k], fractions[k] = image, marks, code, fraction
+    np.save(_file(out, "images", shard), images)
+    np.save(_file(out, "ids", shard), ids)
+    draft = out / f".truth-{shard:05d}.npz"
+    np.savez(draft, species=species, visible_fraction=fractions)
+    draft.replace(_file(out, "truth", shard))
+
+
+class Pictures:
+    """The complete shards of a folder as one indexable set; memory-mapped, so that opening costs nothing.
+
+    Raises FileNotFoundError when the folder holds no complete shard.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        names = sorted(self.folder.glob("truth-*.npz"))
+        if not names:
+            raise FileNotFoundError(f"{self.folder}: no truth-*.npz; write pictures there first")
+        shards = [int(name.stem.split("-")[1]) for name in names]
+        self._images = [np.load(_file(self.folder, "images", k), mmap_mode="r") for k in shards]
+        self._ids = [np.load(_file(self.folder, "ids", k), mmap_mode="r") for k in shards]
+        truths = [np.load(name) for name in names]
+        self.species: npt.NDArray[np.int64] = np.concatenate([truth["species"] for truth in truths])
+        self.visible_fraction: npt.NDArray[np.float32] = np.concatenate([t["visible_fraction"] for t in truths])
+        self._ends = np.cumsum([len(images) for images in self._images])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Picture:
+        """Image (S, S, 3) uint8 RGB, ids (S, S) uint8, index into SPECIES, visible fraction of animals 1..30."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        image, ids = np.array(self._images[shard][row]), np.array(self._ids[shard][row])
+        return image, ids, int(self.species[index]), self.visible_fraction[index]

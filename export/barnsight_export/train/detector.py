@@ -1,0 +1,276 @@
+"""Train the encoder and SAM 3's detector together, from nothing, on pictures of simulated barns.
+
+    barnsight-export train detector --recipe nano --data pictures --out runs/nano --minutes 70
+
+The whole schedule (picture size, learning rate, end) follows one number: the share of the budget that is spent. A
+checkpoint holds everything, so a run that was stopped goes on with `--resume` as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from barnsight_export.errors import ExportError
+from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.student import normalize
+from barnsight_export.presets import Preset
+from barnsight_export.train.losses import Aids, detection_loss
+from barnsight_export.train.samples import Batch, Pictures, Stream, Views, collate
+from barnsight_export.train.validation import validate
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a detector is trained; shares are of the budget."""
+
+    batch: int = 12
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.03
+    clip: float = 1.0
+    warmup_steps: int = 100
+    constant_share: float = 0.4
+    final_rate_share: float = 0.01
+    ema: float = 0.998
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.30, 256), (0.78, 320))  # (from this share on, pixels)
+    seed: int = 0
+    validate_every_s: float = 480.0
+    checkpoint_every_s: float = 180.0
+    validation_pictures: int = 200
+
+    def size_px(self, progress: float) -> int:
+        """Side of the training pictures at `progress` in 0..1."""
+        return next(size for share, size in reversed(self.sizes) if progress >= share)
+
+    def rate(self, progress: float, step: int) -> float:
+        """Learning rate: warm up, hold, then fall in a line."""
+        falling = max(0.0, progress - self.constant_share) / (1 - self.constant_share)
+        share = 1 - (1 - self.final_rate_share) * min(1.0, falling)
+        return self.learning_rate * share * min(1.0, (step + 1) / self.warmup_steps)
+
+
+RECIPES = {"nano": Recipe()}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When training ends: after so many images or minutes of training, whichever is given."""
+
+    unit: Literal["images", "minutes"]
+    amount: float
+
+    def progress(self, images: int, elapsed_s: float) -> float:
+        """Share of the budget that is spent, 0..1."""
+        spent = images if self.unit == "images" else elapsed_s / 60
+        return min(1.0, spent / self.amount)
+
+
+@dataclass(slots=True)
+class Counters:
+    """How far a run has come, over all its resumptions."""
+
+    images: int = 0
+    steps: int = 0
+    elapsed_s: float = 0.0
+
+
+class Trainer:
+    """A run in a folder: networks, optimizer, moving average, counters, checkpoint and log."""
+
+    def __init__(self, preset: Preset, recipe: Recipe, out: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.preset, self.recipe, self.out = preset, recipe, out
+        self.model = preset.build().to(memory_format=torch.channels_last)
+        self.aids = Aids(preset.detector.width)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = _optimizer(self.model, self.aids, recipe)
+        self.counters = Counters()
+
+    def step(self, batch: Batch, progress: float) -> dict[str, float]:
+        """One update on one batch; returns the losses."""
+        recipe = self.recipe
+        rate = recipe.rate(progress, self.counters.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bf16()):
+            loss, parts = detection_loss(self.model, self.aids, normalize(batch.images), batch)
+        if not math.isfinite(loss.item()):
+            raise ExportError(
+                f"the loss became {loss.item()} at step {self.counters.steps}:"
+                f" resume from {self.out / CHECKPOINT} with another seed or a lower learning rate"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        self.optimizer.step()
+        self._follow()
+        self.counters.steps += 1
+        self.counters.images += len(batch.images)
+        return {"lr": rate, "loss": loss.item(), **parts}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the moving average follow the network; early on it forgets its random start sooner."""
+        decay = min(self.recipe.ema, (1 + self.counters.steps) / (10 + self.counters.steps))
+        for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values()):
+            if slow.is_floating_point():
+                slow.lerp_(fast, 1 - decay)
+            else:
+                slow.copy_(fast)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "preset": self.preset.name,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "aids": self.aids.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": asdict(self.counters),
+            "random": torch.get_rng_state(),
+        }
+        path = self.out / CHECKPOINT
+        draft = path.with_suffix(".tmp")
+        torch.save(state, draft)
+        os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+
+    def resume(self) -> None:
+        """Take up the run that stands in the folder."""
+        state = read_checkpoint(self.out / CHECKPOINT)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.aids.load_state_dict(state["aids"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counters = Counters(**state["counters"])
+        torch.set_rng_state(state["random"])
+
+
+def train_detector(
+    trainer: Trainer,
+    budget: Budget,
+    open_pictures: Callable[[str], Pictures],
+    *,
+    workers: int = 1,
+    show_progress: bool = True,
+) -> None:
+    """Run `trainer` until its budget is spent.
+
+    `open_pictures("train")` and `open_pictures("val")` open the splits; the training split is opened anew whenever the
+    picture size changes and after each validation, so it may grow meanwhile.
+    """
+    recipe, counters = trainer.recipe, trainer.counters
+    trainer.out.mkdir(parents=True, exist_ok=True)
+    validation = open_pictures("val")
+    log = _Log(trainer.out / LOG)
+    progress = budget.progress(counters.images, counters.elapsed_s)
+    with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not show_progress) as bar:
+        while progress < 1.0:
+            size_px = recipe.size_px(progress)
+            views = Views(open_pictures("train"), len(trainer.model.concept_names), recipe.seed)
+            stream = Stream(counters.images, recipe.batch, size_px)
+            loader: DataLoader[Batch] = DataLoader(
+                views, batch_sampler=stream, collate_fn=collate, num_workers=workers, worker_init_fn=_quiet_worker
+            )
+            started_s = saved_s = last_s = time.monotonic()
+            trainer.model.train()
+            for batch in loader:
+                losses = trainer.step(batch, progress)
+                now_s = time.monotonic()
+                counters.elapsed_s += now_s - last_s
+                last_s = now_s
+                log.add(losses)
+                progress = budget.progress(counters.images, counters.elapsed_s)
+                bar.n = 100 * progress
+                bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
+                if progress >= 1.0 or recipe.size_px(progress) != size_px or now_s - started_s > recipe.validate_every_s:
+                    break
+                if now_s - saved_s > recipe.checkpoint_every_s:
+                    trainer.save()
+                    saved_s = last_s = time.monotonic()
+            del loader
+            trainer.save()
+            score = validate(trainer.average, validation, trainer.preset.image_size, recipe.validation_pictures)
+            log.write(counters, size_px, asdict(score))
+            bar.write(
+                f"{counters.elapsed_s / 60:.1f} min, {counters.images} images, {size_px} px: AP50 {score.ap50:.3f}"
+                f" AP75 {score.ap75:.3f} recall {score.recall:.3f} false positives {score.false_positives:.2f}"
+            )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents; raises ExportError where there is none."""
+    if not path.is_file():
+        raise ExportError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def load_trained(path: Path, preset: Preset) -> Sam3:
+    """The averaged network of a checkpoint, ready for inference."""
+    model = preset.build()
+    model.load_state_dict(read_checkpoint(path)["average"])
+    return model.eval()
+
+
+class _Log:
+    """Means of the losses between validations, one CSV line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, losses: dict[str, float]) -> None:
+        self._count += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def write(self, counters: Counters, size_px: int, score: dict[str, float]) -> None:
+        means = {name: value / self._count for name, value in self._sums.items()}
+        head = {"minutes": counters.elapsed_s / 60, "images": counters.images, "size_px": size_px}
+        row = {name: f"{value:.6g}" for name, value in {**head, **score, **means}.items()}
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._sums, self._count = {}, 0
+
+
+def _optimizer(model: Sam3, aids: Aids, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW without decay on biases, norms, embeddings and prompts."""
+    decayed, free = [], []
+    for name, parameter in [*model.named_parameters(), *aids.named_parameters()]:
+        embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
+        (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+
+
+def _fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; elsewhere autocast costs ten times what it saves."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _quiet_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

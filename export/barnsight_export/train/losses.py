@@ -1,0 +1,228 @@
+"""Losses of a DETR with masks, and the aids that make it learn from few pictures.
+
+Matching and boxes: DETR (Carion et al. 2020), GIoU (Rezatofighi et al. 2019). Scores: IoU-aware BCE (Align-DETR, Cai et
+al. 2022). Aids that stand in training only: one-to-many matching on queries that skip self-attention (DAC-DETR, Hu et
+al. 2023), denoising queries (DN-DETR, Li et al. 2022; DINO, Zhang et al. 2023), and a dense head on the encoder's
+tokens (CenterNet, Zhou et al. 2019).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
+
+from barnsight_export.networks.sam3 import Decoded, Pixels, Queries, Sam3
+from barnsight_export.train.samples import IGNORED, TARGET, Batch
+
+BACKGROUND, UNJUDGED = -1, -2  # what a query is matched to, besides the number of a target
+
+_CLASS, _L1, _GIOU, _PRESENCE, _MASK, _DICE = 2.0, 5.0, 2.0, 1.0, 5.0, 5.0
+_DENOISING = 0.5
+_PER_OBJECT, _FIT_FLOOR = 4, 0.4  # one-to-many: queries an object, and how well they must fit
+_DENOISED_OBJECTS = 16
+_GROUPS = 3  # two of positives, one of negatives
+
+
+class Aids(nn.Module):
+    """The parameters that exist for training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.noised = nn.Parameter(torch.randn(width) * 0.5)
+        self.dense = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5))
+        nn.init.constant_(self.dense[-1].bias[:1], -3.0)
+
+
+class Denoising(NamedTuple):
+    """Reference boxes around the truth: (B, 3D, 4), and what each is matched to, (B, 3D)."""
+
+    boxes: Tensor
+    matched: Tensor
+
+
+def overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and GIoU of broadcast boxes, normalized cxcywh."""
+    a_low, a_high = a[..., :2] - a[..., 2:] / 2, a[..., :2] + a[..., 2:] / 2
+    b_low, b_high = b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2
+    shared = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
+    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared
+    hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).prod(-1)
+    iou = shared / union.clamp(min=1e-7)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-7)
+
+
+@torch.no_grad()
+def match_one_to_one(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
+    """The cheapest one-to-one assignment per layer and picture: (L, B, Q), (L, B, Q, 4) -> (L, B, Q)."""
+    pairs = boxes.unsqueeze(3), batch.boxes[None, :, None]
+    _, giou = overlaps(*pairs)  # (L, B, Q, N)
+    cost = -2 * logits.sigmoid().sqrt().unsqueeze(-1) + 5 * (pairs[0] - pairs[1]).abs().sum(-1) - 2 * giou
+    matched = _background(boxes, batch)
+    for row, kinds in enumerate(batch.kinds):
+        targets = (kinds == TARGET).nonzero().squeeze(1)
+        for layer in range(len(logits)):
+            queries, columns = linear_sum_assignment(cost[layer, row][:, targets].numpy())
+            matched[layer, row, torch.from_numpy(queries)] = targets[torch.from_numpy(columns)]
+    return matched
+
+
+@torch.no_grad()
+def match_one_to_many(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
+    """Every object takes its best-fitting queries by p^0.3·IoU^0.7: (L, B, Q), (L, B, Q, 4) -> (L, B, Q)."""
+    iou, _ = overlaps(boxes.unsqueeze(3), batch.boxes[None, :, None])  # (L, B, Q, N)
+    fit = logits.sigmoid().pow(0.3).unsqueeze(-1) * iou.pow(0.7)
+    fit = fit.masked_fill((batch.kinds != TARGET)[None, :, None], 0.0)
+    threshold = fit.topk(_PER_OBJECT, dim=2).values[:, :, -1:].clamp(min=_FIT_FLOOR)
+    best, objects = torch.where(fit >= threshold, fit, 0.0).max(dim=3)
+    return torch.where(best > 0, objects, _background(boxes, batch))
+
+
+def noise_boxes(batch: Batch) -> Denoising:
+    """Boxes shifted a little (to be corrected) and a lot (to be rejected) around up to D targets a picture."""
+    size, most = batch.kinds.shape
+    order = torch.rand(size, most).masked_fill(batch.kinds != TARGET, -1.0)
+    chance, chosen = order.topk(min(_DENOISED_OBJECTS, most), dim=1)  # (B, D)
+    chosen = chosen.repeat(1, _GROUPS)
+    truth = batch.boxes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4))
+    negative = torch.arange(_GROUPS).repeat_interleave(chance.shape[1]) == _GROUPS - 1
+    shift = torch.rand(*truth.shape) * torch.where(torch.rand(*truth.shape) < 0.5, -1.0, 1.0)
+    strength = torch.where(negative[:, None], 0.5 * shift.sign() + 0.5 * shift, 0.5 * shift)
+    low = truth[..., :2] - truth[..., 2:] / 2 * (1 + strength[..., :2])
+    high = truth[..., :2] + truth[..., 2:] / 2 * (1 + strength[..., 2:])
+    corners = torch.cat([torch.minimum(low, high), torch.maximum(low, high)], dim=-1).clamp(0, 1)
+    boxes = torch.cat([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], dim=-1)
+    matched = torch.where(negative, BACKGROUND, chosen)
+    return Denoising(boxes, torch.where(chance.repeat(1, _GROUPS) < 0, UNJUDGED, matched))
+
+
+def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Forward pass and total loss of a batch, with the parts for the log."""
+    detector = model.detector
+    text = model.concepts[batch.concepts]
+    d4, d2, d1 = model.encoder(images)
+    tokens, position = detector.encode(d1, text)
+    denoising = noise_boxes(batch)
+    decoder = detector.detr_decoder
+    size = len(images)
+    content = [decoder.query_embed.weight.expand(size, -1, -1), aids.noised.expand(*denoising.boxes.shape[:2], -1)]
+    reference = [decoder.reference_points.weight.sigmoid().expand(size, -1, -1), denoising.boxes]
+    extra = Queries(torch.cat(content, 1), torch.cat(reference, 1))
+    decoded = detector.decode(tokens, position, text, extra)
+    logits = detector.score(decoded.states, text)  # (L, B, T)
+
+    queries = detector.config.queries
+    groups = [queries, queries, denoising.boxes.shape[1]]
+    learned, copied, _ = zip(logits.split(groups, 2), decoded.boxes.split(groups, 2))
+    matches = (
+        match_one_to_one(*learned, batch),
+        match_one_to_many(*copied, batch),
+        denoising.matched.expand(len(logits), -1, -1),
+    )
+    losses: dict[str, Tensor] = {}
+    parts = zip(("", "many_", "noise_"), (1.0, 1.0, _DENOISING), logits.split(groups, 2), decoded.boxes.split(groups, 2))
+    for (name, weight, scores, boxes), matched in zip(parts, matches):
+        for term, value in _box_losses(scores, boxes, matched, batch).items():
+            losses[name + term] = weight * value
+
+    pixels = detector.embed_pixels(d4, d2, d1, tokens, text)
+    first_noised = denoising.matched[:, : denoising.boxes.shape[1] // _GROUPS]
+    losses.update(_mask_losses(model, decoded, pixels, matches[0], first_noised, batch))
+    present = (batch.kinds == TARGET).any(1).float().expand_as(decoded.presence)
+    losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence, present)
+    losses["dense"] = _dense_loss(aids.dense(tokens), batch)
+    total = torch.stack(list(losses.values())).sum()
+    return total, {name: float(value) for name, value in losses.items()}
+
+
+def _background(boxes: Tensor, batch: Batch) -> Tensor:
+    """Background everywhere but on ignored animals, where a query is not judged: (L, B, Q)."""
+    iou, _ = overlaps(boxes.unsqueeze(3), batch.boxes[None, :, None])
+    on_ignored = ((iou > 0.3) & (batch.kinds == IGNORED)[None, :, None]).any(3)
+    return torch.where(on_ignored, UNJUDGED, BACKGROUND)
+
+
+def _box_losses(logits: Tensor, boxes: Tensor, matched: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Class, L1 and GIoU losses of one group of queries, summed over layers, per matched query of a layer."""
+    positive = matched >= 0
+    count = max(1.0, float(positive.sum()) / len(matched))
+    truth = batch.boxes.expand(len(matched), -1, -1, -1).gather(
+        2, matched.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, 4)
+    )
+    found, truth, scores = boxes[positive], truth[positive], logits[positive]  # (P, 4), (P, 4), (P,)
+    iou, giou = overlaps(found, truth)
+    quality = (scores.sigmoid().pow(0.25) * iou.clamp(min=0).pow(0.75)).detach()
+    negatives = logits[matched == BACKGROUND]
+    class_loss = (
+        F.binary_cross_entropy_with_logits(scores, quality, reduction="sum")
+        + (negatives.sigmoid().square() * F.softplus(negatives)).sum()
+    )
+    return {
+        "class": _CLASS * class_loss / count,
+        "l1": _L1 * (found - truth).abs().sum() / count,
+        "giou": _GIOU * (1 - giou).sum() / count,
+    }
+
+
+def _mask_losses(
+    model: Sam3, decoded: Decoded, pixels: Pixels, matched: Tensor, noised: Tensor, batch: Batch
+) -> dict[str, Tensor]:
+    """Instance masks of the last two layers and of the denoised boxes, and the semantic map, on every second pixel."""
+    row, column = torch.randint(2, (2,)).tolist()
+    truth = batch.masks[..., row::2, column::2].float() / 255  # (B, N, h, w)
+    instance = pixels.instance[..., row::2, column::2].flatten(2)  # (B, C, hw)
+    semantic = pixels.semantic[..., row::2, column::2]
+    queries = matched.shape[2]
+    states = torch.cat([decoded.states[-2:, :, :queries].transpose(0, 1).flatten(1, 2),
+                        decoded.states[-1][:, 2 * queries : 2 * queries + noised.shape[1]]], dim=1)
+    wanted = torch.cat([matched[-2:].transpose(0, 1).flatten(1), noised], dim=1)  # (B, 2Q + D)
+    found, expected = [], []
+    for number, (state, objects) in enumerate(zip(states, wanted)):
+        chosen = objects >= 0
+        found.append(model.detector.mask_decoder.mask_embedder(state[chosen]) @ instance[number])
+        expected.append(truth[number, objects[chosen]].flatten(1))
+    logits, masks = torch.cat(found), torch.cat(expected)  # (M, hw)
+    count = max(1, len(masks))
+
+    animal = (truth * (batch.kinds == TARGET)[..., None, None]).amax(1)
+    judged = (truth * (batch.kinds == IGNORED)[..., None, None]).amax(1) < 0.5
+    semantic_loss = F.binary_cross_entropy_with_logits(semantic[judged], animal[judged])
+    return {
+        "mask": _MASK * F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum() / count,
+        "dice": _DICE * _dice(logits, masks).sum() / count,
+        "semantic": semantic_loss + _dice(semantic.flatten(1), animal.flatten(1)).mean(),
+    }
+
+
+def _dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """One minus the Dice overlap of each row: (M, hw), (M, hw) -> (M,)."""
+    found = logits.sigmoid()
+    return 1 - (2 * (found * masks).sum(1) + 1) / (found.sum(1) + masks.sum(1) + 1)
+
+
+def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
+    """Center heat map (penalty-reduced focal loss) and the box at each center, from tokens: (B, G², 5)."""
+    grid = round(output.shape[1] ** 0.5)
+    target = batch.kinds == TARGET
+    cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)
+    sigma = (batch.boxes[..., 2:].amin(-1) * grid / 6).clamp(min=0.4)[..., None]
+    axis = torch.arange(grid)
+    along_x = torch.exp(-((axis - cells[..., :1]) ** 2) / (2 * sigma**2))  # (B, N, G)
+    along_y = torch.exp(-((axis - cells[..., 1:]) ** 2) / (2 * sigma**2))
+    heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, G²)
+    score = output[..., 0]
+    hit = -F.logsigmoid(score) * (1 - score.sigmoid()).square()
+    miss = F.softplus(score) * score.sigmoid().square() * (1 - heat) ** 4
+    count = max(1, int(target.sum()))
+    focal = torch.where(heat >= 1, hit, miss).sum() / count
+
+    at = (cells[..., 1] * grid + cells[..., 0]).unsqueeze(-1).expand(-1, -1, 4)
+    offsets = output[..., 1:].gather(1, at)[target]  # (P, 4)
+    anchors = torch.cat([(cells + 0.5) / grid, torch.full_like(batch.boxes[..., 2:], 0.15)], dim=-1)[target]
+    boxes, truth = (offsets + inverse_sigmoid(anchors)).sigmoid(), batch.boxes[target]
+    _, giou = overlaps(boxes, truth)
+    return focal + (_L1 * (boxes - truth).abs().sum() + _GIOU * (1 - giou).sum()) / count
