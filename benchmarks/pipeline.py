@@ -84,9 +84,7 @@ def simulate(out: Path) -> Path:
     """Render the clip once."""
     if not (out / "scene.json").exists():
         options = [part for key, value in PEN.items() for part in (f"--{key}", str(value))]
-        subprocess.run(
-            [BIN / "barnsight-export", "simulate", *options, "--split", "test", "--out", out], check=True
-        )
+        subprocess.run([BIN / "barnsight-export", "simulate", *options, "--split", "test", "--out", out], check=True)
     return out / "clip.mp4"
 
 

@@ -16,9 +16,10 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
+X26X = "tune=zerolatency speed-preset=ultrafast key-int-max={gop}"
 ENCODERS = {
-    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! rtph264pay name=pay0 pt=96 config-interval=-1",
-    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! rtph265pay name=pay0 pt=96 config-interval=-1",
+    "h264": f"x264enc {X26X} ! rtph264pay name=pay0 pt=96 config-interval=-1",
+    "h265": f"x265enc {X26X} ! rtph265pay name=pay0 pt=96 config-interval=-1",
     "jpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
     "vp8": "vp8enc deadline=1 ! rtpvp8pay name=pay0 pt=96",
 }
@@ -32,7 +33,9 @@ def caps(size: str, fps: int) -> str:
 
 def launch(options: argparse.Namespace) -> str:
     frames = f"num-buffers={options.frames}" if options.frames else ""
-    picture = f"videotestsrc is-live=true pattern=ball {frames} ! capsfilter name=size caps={caps(options.size, options.fps)}"
+    picture = (
+        f"videotestsrc is-live=true pattern=ball {frames} ! capsfilter name=size caps={caps(options.size, options.fps)}"
+    )
     video = f"{picture} ! {ENCODERS[options.codec].format(gop=options.gop)}"
     return f"( {video} {AUDIO if options.audio else ''} )"
 

@@ -31,6 +31,7 @@ from barnsightd.publish.http import HttpServer
 from barnsightd.publish.metrics import Metrics
 from barnsightd.publish.status import StatusBoard
 from barnsightd.runtime.budget import MemoryBudget, Pressure
+from barnsightd.runtime.jetson import BoardCollector
 from barnsightd.runtime.logs import configure_logs
 from barnsightd.runtime.scheduler import Scheduler
 from barnsightd.runtime.watchdog import Notifier, Progress, Watchdog
@@ -117,11 +118,7 @@ class Service:
 
         registry = CollectorRegistry()
         self._metrics = Metrics(registry, names, version=__version__)
-        self._metrics.engines(
-            self._models.manifest.engines,
-            runtime=self._models.runtime,
-            parity={parity.role: parity.cosine for parity in self._models.parity},
-        )
+        self._metrics.engines(self._models.manifest, self._models.runtime, self._models.parity)
         registry.register(BoardCollector())
         self._board = StatusBoard(names)
 
@@ -175,9 +172,7 @@ class Service:
     def summary(self) -> str:
         """One line for `systemctl status`."""
         host, port = self._http.address
-        return (
-            f"{len(self._cameras)} cameras, model set {self._models.hash}, status at http://{host}:{port}/status"
-        )
+        return f"{len(self._cameras)} cameras, model set {self._models.hash}, status at http://{host}:{port}/status"
 
     def status(self) -> dict[str, Any]:
         """What `/status` says."""
@@ -202,7 +197,7 @@ class Service:
             "memory_pressure": self._pressure.name.lower(),
             "cameras": cameras,
             "store": {
-                "used_bytes": sum(usage.used_bytes.values()),
+                "used_bytes": usage.used_bytes,
                 "free_bytes": usage.free_bytes,
                 "observations": usage.observations,
                 "dropped": usage.dropped,
@@ -214,10 +209,11 @@ class Service:
     def keep_house(self) -> None:
         """Refresh the figures that nobody pushes, and shed load where memory is short.
 
-        Raises what ended the inference thread.
+        Raises what ended the inference thread or the writer.
         """
-        if self._scheduler.fatal:
-            raise self._scheduler.fatal
+        for thread in (self._scheduler, self._writer):
+            if thread.fatal:
+                raise thread.fatal
         self._metrics.queue("store", self._writer.queue_length)
         self._metrics.storage(self._writer.usage())
         pressure = self._budget.pressure()
@@ -251,8 +247,12 @@ class Service:
         log.info("reloaded", applied=changes.applied, needs_restart=changes.needs_restart)
 
     def _start_camera(self, config: CameraConfig) -> None:
-        self._cameras[config.name] = camera = Camera(config, self._slots, self._metrics)
+        listener = CameraEvents(self._metrics, self._end_session)
+        self._cameras[config.name] = camera = Camera(config, self._slots, listener)
         camera.start()
+
+    def _end_session(self, camera: str) -> None:
+        self._scheduler.between_frames(functools.partial(self._pipeline.end_session, camera))
 
     @staticmethod
     def _stop_cameras(cameras: dict[str, Camera]) -> None:
@@ -273,6 +273,35 @@ class Service:
 
     def _frame_failed(self, frame: Frame, _error: Exception) -> None:
         self._metrics.frame_dropped(frame.camera, "failed")
+
+
+class CameraEvents:
+    """A camera's listener: every event is a figure, and the end of a connection ends the tracking session."""
+
+    def __init__(self, metrics: Metrics, end_session: Callable[[str], None]) -> None:
+        self._metrics = metrics
+        self._end_session = end_session
+
+    def frame_decoded(self, camera: str) -> None:
+        """See `CameraListener`."""
+        self._metrics.frame_decoded(camera)
+
+    def frame_dropped(self, camera: str, reason: str) -> None:
+        """See `CameraListener`."""
+        self._metrics.frame_dropped(camera, reason)
+
+    def reconnecting(self, camera: str, reason: str, delay_s: float) -> None:
+        """See `CameraListener`."""
+        self._metrics.reconnecting(camera, reason, delay_s)
+
+    def up(self, camera: str) -> None:
+        """See `CameraListener`."""
+        self._metrics.up(camera)
+
+    def down(self, camera: str, reason: str) -> None:
+        """See `CameraListener`; what comes after is another session, with numbers of its own."""
+        self._metrics.down(camera, reason)
+        self._end_session(camera)
 
 
 def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSettings]:
@@ -298,9 +327,13 @@ def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSetting
 
 def tracking_settings(config: TrackingConfig, fps: float) -> TrackingSettings:
     """The tracker's thresholds, its own defaults where the configuration gives none."""
-    given = {"min_score": config.min_score, "new_score": config.new_score}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return TrackingSettings(fps=fps, max_objects=config.max_objects, **chosen)
+    usual = TrackingSettings()
+    return TrackingSettings(
+        fps=fps,
+        max_objects=config.max_objects,
+        min_score=usual.min_score if config.min_score is None else config.min_score,
+        new_score=usual.new_score if config.new_score is None else config.new_score,
+    )
 
 
 def store_settings(config: StorageConfig) -> StoreSettings:

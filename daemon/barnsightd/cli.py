@@ -13,16 +13,17 @@ Every error is one line on standard error. Exit codes are those of sysexits(3); 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from barnsight_engines.errors import EngineError
-from barnsightd.config import Credentials, SourceAddress, check_references, load_config, mask
+from barnsightd.config import CameraConfig, Credentials, SiteConfig, SourceAddress, check_references, load_config, mask
 from barnsightd.errors import BarnsightError, ConfigError, UsageError
 
 DEFAULT_CONFIG = Path("/etc/barnsight/barnsight.yaml")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
     try:
-        args = _parser().parse_args(arguments)
+        args = _parser().parse_args([argument for argument in arguments if argument != "--debug"])
         return int(args.command(args))
     except (BarnsightError, EngineError) as error:
         return _report(error, str(error), error.exit_code, debug)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: BaseException, text: str, exit_code: int, debug: bool) -> int:
     if debug:
         print(mask("".join(traceback.format_exception(type(error), error, error.__traceback__))), file=sys.stderr)
-    for line in text.splitlines():
+    for line in text.splitlines() if isinstance(error, ConfigError) else [" ".join(text.split())]:
         print(f"barnsight: error: {mask(line)}", file=sys.stderr)
     return exit_code
 
@@ -80,9 +81,7 @@ def _parser() -> _Parser:
 
     replay = add("replay", _replay, "run the same pipeline over a video, GIF or folder of pictures", config=False)
     replay.add_argument("source", type=Path, metavar="FILE")
-    replay.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for tracks, masks and records"
-    )
+    replay.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tracks, masks and records")
     replay.add_argument("--models", type=Path, default=Path("engines/nano"), metavar="DIR", help="model set")
     replay.add_argument("--species", default="pig", help="concept to look for (default: pig)")
     replay.add_argument("--fps", type=_positive(float), help="frames a second, where the source does not say")
@@ -133,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from barnsightd.app import replay
+    from barnsightd.replay import replay
 
     return replay(
         args.source,
@@ -163,10 +162,6 @@ def _config_show(args: argparse.Namespace) -> int:
 
 
 def _config_schema(args: argparse.Namespace) -> int:
-    import json
-
-    from barnsightd.config import CameraConfig, SiteConfig
-
     model = SiteConfig if args.file == "site" else CameraConfig
     print(json.dumps(model.model_json_schema(), indent=2))
     return os.EX_OK
@@ -205,24 +200,34 @@ def _store_path(args: argparse.Namespace) -> Path:
 
 
 def _db_check(args: argparse.Namespace) -> int:
-    from barnsightd.store import repair
+    from barnsightd.store.repair import check
 
-    report = repair.check(_store_path(args))
-    print(report.to_json() if args.json else report)
-    return report.exit_code
+    return _show(check(_store_path(args)), args.json)
 
 
 def _db_repair(args: argparse.Namespace) -> int:
-    from barnsightd.store import repair
+    from barnsightd.store.repair import repair
 
-    report = repair.repair(_store_path(args))
-    print(report.to_json() if args.json else report)
-    return report.exit_code
+    return _show(repair(_store_path(args)), args.json)
 
 
 def _doctor(args: argparse.Namespace) -> int:
     from barnsightd.doctor import examine
 
-    report = examine(args.config)
-    print(report.to_json() if args.json else report)
+    return _show(examine(args.config), args.json)
+
+
+class _Report(Protocol):
+    """What a command found, for people and for machines."""
+
+    @property
+    def exit_code(self) -> int: ...
+
+    def text(self) -> str: ...
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+def _show(report: _Report, as_json: bool) -> int:
+    print(json.dumps(report.as_json()) if as_json else report.text())
     return report.exit_code

@@ -6,7 +6,6 @@ Nothing is changed and nothing waits longer than its deadline. Cameras are only 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import shutil
@@ -14,17 +13,19 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from barnsight_engines.errors import EngineError
 from barnsight_engines.loader import load_model_set
 from barnsightd.config import CameraConfig, Config, check_references, load_config
-from barnsightd.errors import ConfigError
+from barnsightd.errors import ConfigError, SourceError
+from barnsightd.ingest.gst import gstreamer, is_installed
+from barnsightd.ingest.pipelines import choose_decoder
 from barnsightd.runtime.budget import available_bytes
 
 Outcome = Literal["ok", "warn", "fail"]
@@ -34,17 +35,21 @@ _MEMORY_BYTES = 600_000_000
 _GB = 1_000_000_000
 _CLOCK_UNSYNCHRONIZED = 5  # TIME_ERROR of adjtimex(2)
 
-_PLUGINS = {
+_PACKAGES = {
     "rtspsrc": "gstreamer1.0-plugins-good",
     "rtph264depay": "gstreamer1.0-plugins-good",
     "rtph265depay": "gstreamer1.0-plugins-good",
     "qtdemux": "gstreamer1.0-plugins-good",
     "h264parse": "gstreamer1.0-plugins-bad",
     "h265parse": "gstreamer1.0-plugins-bad",
-    "videoconvert": "gstreamer1.0-plugins-base",
+    "decodebin": "gstreamer1.0-plugins-base",
     "appsink": "gstreamer1.0-plugins-base",
 }
-_DECODERS = {"H.264": ("nvv4l2decoder", "avdec_h264"), "H.265": ("nvv4l2decoder", "avdec_h265")}
+_SOFTWARE_PACKAGES = {
+    "avdec_h264": "gstreamer1.0-libav",
+    "avdec_h265": "gstreamer1.0-libav",
+    "videoconvert": "gstreamer1.0-plugins-base",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +76,12 @@ class Report:
         """0 unless something failed; 69 then."""
         return os.EX_UNAVAILABLE if any(check.outcome == "fail" for check in self.checks) else os.EX_OK
 
-    def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps({"ok": self.exit_code == os.EX_OK, "checks": [asdict(check) for check in self.checks]})
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {"ok": self.exit_code == os.EX_OK, "checks": [asdict(check) for check in self.checks]}
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """The report as lines for a terminal."""
         return "\n".join(map(str, self.checks))
 
 
@@ -106,31 +112,18 @@ def _package(name: str, next_step: str) -> Check:
 
 def _gstreamer() -> Iterator[Check]:
     try:
-        import gi
-
-        gi.require_version("Gst", "1.0")
-        from gi.repository import Gst
-    except (ImportError, ValueError) as error:
-        step = "run: apt install python3-gi gir1.2-gstreamer-1.0 gir1.2-gst-plugins-base-1.0"
-        yield Check("gstreamer", "fail", f"cannot be used from Python ({error})", step)
+        yield Check("gstreamer", "ok", gstreamer().version_string())
+    except SourceError as error:
+        yield Check("gstreamer", "fail", str(error))
         return
-    Gst.init(None)
-    yield Check("gstreamer", "ok", f"{Gst.version_string()}, PyGObject {gi.__version__}")
-    has: Callable[[str], bool] = lambda name: Gst.ElementFactory.find(name) is not None  # noqa: E731
-    missing = [name for name in _PLUGINS if not has(name)]
+    decoder = choose_decoder("auto", is_installed)
+    packages = _PACKAGES if decoder == "jetson" else _PACKAGES | _SOFTWARE_PACKAGES
+    missing = [element for element in packages if not is_installed(element)]
     if missing:
-        packages = " ".join(sorted({_PLUGINS[name] for name in missing}))
-        yield Check("gstreamer elements", "fail", f"no {', '.join(missing)}", f"run: apt install {packages}")
+        step = f"run: apt install {' '.join(sorted({packages[element] for element in missing}))}"
+        yield Check("video decoder", "fail", f"GStreamer has no {', '.join(missing)}", step)
     else:
-        yield Check("gstreamer elements", "ok", f"{len(_PLUGINS)} found")
-    for codec, names in _DECODERS.items():
-        decoder = next(filter(has, names), None)
-        if decoder is None:
-            yield Check(
-                f"{codec} decoder", "fail", f"none of {', '.join(names)}", "run: apt install gstreamer1.0-libav"
-            )
-        else:
-            yield Check(f"{codec} decoder", "ok", decoder)
+        yield Check("video decoder", "ok", decoder)
 
 
 def _configuration(config: Config) -> Iterator[Check]:
@@ -164,9 +157,7 @@ def _store(config: Config) -> Check:
         return Check("store", "fail", f"{storage.path} cannot be written: {error.strerror}", step)
     found = f"{storage.path}, {free_bytes / _GB:.1f} GB free"
     if free_bytes < storage.reserve_gb * _GB:
-        return Check(
-            "store", "fail", f"{found}, reserve {storage.reserve_gb:g} GB", "free space or lower reserve_gb"
-        )
+        return Check("store", "fail", f"{found}, reserve {storage.reserve_gb:g} GB", "free space or lower reserve_gb")
     if free_bytes < (storage.reserve_gb + storage.quota_gb) * _GB:
         return Check("store", "warn", found, f"the quota of {storage.quota_gb:g} GB does not fit; lower quota_gb")
     return Check("store", "ok", found)

@@ -15,7 +15,8 @@ from barnsight_engines.masks import area_px, encode_rle, to_image
 from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
-from barnsightd.tracking.session import Session, TrackingSettings
+from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.tracking.session import Session
 from barnsightd.types import Frame, FrameResult, Observation, Track
 
 NS_PER_S = 1_000_000_000
@@ -115,9 +116,7 @@ class Pipeline:
         watch = Stopwatch(self._clock_ns)
         features = self._encoder.encode(frame.image)
         watch.lap("encoder")
-        detections = self._detector.detect(
-            features, (height, width), settings.species, min_score=settings.min_score
-        )
+        detections = self._detector.detect(features, (height, width), settings.species, min_score=settings.min_score)
         watch.lap("detector")
         tracks = opened.session.step(detections, frame.monotonic_ns, features)
         watch.lap("tracking")

@@ -1,4 +1,4 @@
-"""`barnsight replay`: a recording through the service's own pipeline, as fast as it goes, into files for evaluators.
+"""`barnsight replay`: a recording through the service's own pipeline, as fast as it goes, into files.
 
     tracks.txt             MOT Challenge 2D text, frames and pixels counted from 1
     masks.jsonl            one object per track and frame with the mask as COCO run-length code
@@ -11,11 +11,12 @@ Files are written aside and renamed at the end, so that what carries a final nam
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -28,12 +29,11 @@ from barnsightd.pipeline import CameraSettings, Pipeline
 from barnsightd.publish.overlay import draw, to_jpeg
 from barnsightd.store.schema import SCHEMA, to_batch
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.types import FrameResult, Observation
+from barnsightd.types import Frame, FrameResult, Observation
 
 CAMERA = "replay"
 NS_PER_S = 1_000_000_000
 ROWS_PER_BATCH = 4096
-PROGRESS_EVERY_S = 1.0
 
 
 def replay(
@@ -51,14 +51,13 @@ def replay(
 
     `fps` overrides the source's own rate. Raises SourceError, StoreError or EngineError.
     """
-    with load_model_set(models, threads=threads) as model_set:
+    with load_model_set(models, threads=threads) as model_set, _writing(out):
         frames = read_frames(source, camera=CAMERA, fps=fps)
-        with _writing(out), Records(out, masks=masks, annotate=annotate) as records:
-            pipeline: Pipeline | None = None
-            started_s = time.monotonic()
-            for frame in frames:
-                if pipeline is None:
-                    pipeline = make_pipeline(model_set, species, fps or frames.fps)
+        first = tuple(itertools.islice(frames, 2))
+        pipeline = make_pipeline(model_set, species, rate_of(first))
+        started_s = time.monotonic()
+        with Records(out, masks=masks, annotate=annotate) as records:
+            for frame in itertools.chain(first, frames):
                 records.add(pipeline.step(frame))
             records.finish()
     elapsed_s = time.monotonic() - started_s
@@ -68,6 +67,11 @@ def replay(
         file=sys.stderr,
     )
     return 0
+
+
+def rate_of(first: Sequence[Frame]) -> float:
+    """Frames per second, from the time between the first two; 1 for a single picture."""
+    return NS_PER_S / (first[1].monotonic_ns - first[0].monotonic_ns) if len(first) == 2 else 1.0
 
 
 def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
@@ -160,9 +164,7 @@ class Records:
 def to_mot(frame: int, seen: Observation) -> str:
     """One line of MOT Challenge 2D text: frame, id, left, top, width, height (pixels from 1), score."""
     x0, y0, x1, y1 = seen.box_px
-    return (
-        f"{frame},{seen.track},{x0 + 1:.2f},{y0 + 1:.2f},{x1 - x0:.2f},{y1 - y0:.2f},{seen.score:.4f},-1,-1,-1\n"
-    )
+    return f"{frame},{seen.track},{x0 + 1:.2f},{y0 + 1:.2f},{x1 - x0:.2f},{y1 - y0:.2f},{seen.score:.4f},-1,-1,-1\n"
 
 
 def to_mask_line(frame: int, seen: Observation) -> str:
@@ -179,6 +181,4 @@ def _writing(out: Path) -> Iterator[None]:
     except PermissionError as error:
         raise StoreAccessError(f"{error.filename or out}: {error.strerror}; choose another --out") from error
     except OSError as error:
-        raise StoreError(
-            f"{error.filename or out}: {error.strerror}; free space or choose another --out"
-        ) from error
+        raise StoreError(f"{error.filename or out}: {error.strerror}; free space or choose another --out") from error

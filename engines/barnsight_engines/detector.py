@@ -54,12 +54,17 @@ class Detections:
 class Detector:
     """Infer and decode. `concepts` maps a name to its embedding (1, T, C) float32."""
 
-    def __init__(
-        self, backend: Backend, concepts: Mapping[str, NDArray[np.float32]], thresholds: Thresholds
-    ) -> None:
+    def __init__(self, backend: Backend, concepts: Mapping[str, NDArray[np.float32]], thresholds: Thresholds) -> None:
         self.backend = backend
         self._concepts = concepts
         self._thresholds = thresholds
+
+    def concept(self, name: str) -> NDArray[np.float32]:
+        """The prompt embedding (1, T, C) of a concept; raises ModelSetMismatchError for one it was not made for."""
+        if name not in self._concepts:
+            known = ", ".join(sorted(self._concepts))
+            raise ModelSetMismatchError(f"the detector knows no concept '{name}'; choose one of: {known}")
+        return self._concepts[name]
 
     def detect(
         self,
@@ -71,14 +76,10 @@ class Detector:
     ) -> Detections:
         """Every animal of `concept`, best first. `image_size` is the frame's (height, width) in pixels.
 
-        `min_score` takes the place of the model set's own threshold. Raises ModelSetMismatchError for a concept
-        that the set was not made for, EngineError where the engine fails.
+        `min_score` takes the place of the model set's own threshold. Raises ModelSetMismatchError for an unknown
+        concept, EngineError where the engine fails.
         """
-        if concept not in self._concepts:
-            raise ModelSetMismatchError(
-                f"the detector knows no concept '{concept}'; choose one of: {', '.join(sorted(self._concepts))}"
-            )
-        outputs = self.backend.run({**features, "text": self._concepts[concept]})
+        outputs = self.backend.run({**features, "text": self.concept(concept)})
         least = self._thresholds.score if min_score is None else min_score
         return decode(outputs, image_size, self._thresholds, least)
 
@@ -92,13 +93,12 @@ def decode(
     """The detector's raw outputs as detections: score, cut, order, drop empty masks and duplicates.
 
     `outputs` are boxes (1, K, 4) xyxy in 0..1, logits (1, K), presence (1, 1) and masks (1, K, h, w) logits.
-    Raises EngineError where the engine gave a score that is not a number.
+    Raises EngineError where a box or a score is not a number.
     """
+    for name in ("boxes", "logits", "presence"):
+        if np.isnan(outputs[name]).any():
+            raise EngineError(f"engine 'detector': output '{name}' is not a number; export the model set again")
     scores = _sigmoid(outputs["logits"][0]) * _sigmoid(outputs["presence"][0])  # (K,)
-    if not np.isfinite(scores).all():
-        raise EngineError(
-            "engine 'detector': a score is not a number; check the model set against its golden file"
-        )
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= min_score]
     masks = outputs["masks"][0, order] > 0  # (K, h, w) -> (N, h, w)

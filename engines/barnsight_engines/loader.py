@@ -1,7 +1,7 @@
 """Opens a model set whole or not at all.
 
 In this order, and nothing runs before the last step: the manifest is there and of this schema; every file is there
-and hashes right; concepts and tensors fit together; each engine opens and has exactly those tensors; the runtime
+and hashes right; tensors and concepts fit together; each engine opens and has exactly those tensors; the runtime
 reproduces the golden answers.
 """
 
@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,10 @@ from barnsight_engines.errors import (
     ModelSetMissingError,
     RuntimeMissingError,
 )
-from barnsight_engines.manifest import EngineEntry, Manifest, read_arrays, read_manifest, sha256_of
+from barnsight_engines.manifest import EngineEntry, Manifest, Role, read_arrays, read_manifest, sha256_of
 from barnsight_engines.spec import TensorSpec, difference, specs_of
 
 RUNTIMES = ("auto", "onnxruntime")
-ROLES = ("encoder", "detector")  # in the order in which they run
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ def load_model_set(path: Path, *, runtime: str = "auto", threads: int | None = N
     """
     manifest, set_hash = read_manifest(path)
     _check_files(path, manifest)
-    entries = [manifest.engine(role) for role in ROLES]
-    concepts = _read_concepts(path, manifest)
+    entries = [manifest.engine(role) for role in get_args(Role)]
     _check_tensors(path, manifest)
+    concepts = _read_concepts(path, manifest)
     with ExitStack() as opened:  # closes what is open already, should a later step fail
         backends = [
             opened.enter_context(closing(_open(path / entry.file, entry, runtime, threads))) for entry in entries
@@ -127,8 +127,8 @@ def _read_concepts(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.flo
     """The prompt embeddings (1, T, C), each as the detector's input `text` wants it."""
     path = folder / manifest.concepts.file
     arrays = read_arrays(path)
-    text = next((spec for spec in manifest.engine("detector").inputs if spec.name == "text"), None)
-    wanted = [TensorSpec(name, "float32", text.shape if text else ()) for name in manifest.concepts.names]
+    text = next(spec for spec in manifest.engine("detector").inputs if spec.name == "text")
+    wanted = [TensorSpec(name, text.dtype, text.shape) for name in manifest.concepts.names]
     if wrong := difference(wanted, specs_of(arrays)):
         raise ModelSetMismatchError(f"{path}: concept {wrong}; export the model set again")
     return arrays
@@ -144,7 +144,7 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
     image = {"image": (1, 3, size, size)}
     pyramid = {f"d{n}": (1, "C", n * grid, n * grid) for n in (4, 2, 1)}
     found = {"boxes": (1, "K", 4), "logits": (1, "K"), "presence": (1, 1), "masks": (1, "K", mask, mask)}
-    wanted: dict[str, tuple[Mapping[str, tuple[int | str, ...]], Mapping[str, tuple[int | str, ...]]]] = {
+    wanted: dict[Role, tuple[Mapping[str, tuple[int | str, ...]], Mapping[str, tuple[int | str, ...]]]] = {
         "encoder": (image, pyramid),
         "detector": ({**pyramid, "text": (1, "T", "C")}, found),
     }

@@ -19,11 +19,11 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from barnsight_engines.errors import ModelSetDataError, ModelSetMismatchError, ModelSetMissingError
 from barnsight_engines.spec import EngineSpec, TensorSpec
@@ -38,6 +38,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Precision = Literal["fp32", "fp16", "int8"]
+Role = Literal["encoder", "detector"]  # in the order in which they run
 
 
 class Entry(BaseModel):
@@ -77,7 +78,7 @@ class Thresholds(Entry):
 class EngineEntry(FileEntry):
     """One engine file and the tensors it takes and gives."""
 
-    role: Literal["encoder", "detector"]
+    role: Role
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -109,15 +110,17 @@ class Manifest(Entry):
         """Every file of the set besides the manifest."""
         return (*self.engines, self.concepts, self.golden)
 
-    def engine(self, role: str) -> EngineEntry:
-        """The engine that plays `role`. Raises ModelSetMismatchError unless there is exactly one."""
-        found = [engine for engine in self.engines if engine.role == role]
-        if len(found) != 1:
-            raise ModelSetMismatchError(
-                f"model set '{self.name}': needs one engine with the role '{role}', has {len(found)}; "
-                "export the set again with this version"
-            )
-        return found[0]
+    @field_validator("engines")
+    @classmethod
+    def _each_role_once(cls, engines: tuple[EngineEntry, ...]) -> tuple[EngineEntry, ...]:
+        for role in get_args(Role):
+            if (count := sum(engine.role == role for engine in engines)) != 1:
+                raise ValueError(f"needs one engine with the role '{role}', has {count}")
+        return engines
+
+    def engine(self, role: Role) -> EngineEntry:
+        """The engine that plays `role`."""
+        return next(engine for engine in self.engines if engine.role == role)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -156,7 +159,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file by name. Raises ModelSetDataError where it is none."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ModelSetDataError(f"{path}: not an .npz of arrays ({error}); export the model set again") from error

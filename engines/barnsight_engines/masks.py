@@ -6,8 +6,10 @@ A mask grid (h, w) covers the whole frame (H, W). Enlargement is bilinear on log
 
 from __future__ import annotations
 
-from functools import lru_cache
+import warnings
+from math import gcd
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
@@ -15,10 +17,10 @@ from pycocotools import mask as coco
 
 def intersections(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Count the pixels that each pair shares: (N, h, w), (M, h, w) -> (N, M)."""
-    # float32 is exact up to 16.7 million pixels, and a matrix product is what the machine does best
-    rows = a.reshape(len(a), -1).astype(np.float32)
-    columns = b.reshape(len(b), -1).astype(np.float32)
-    shared: NDArray[np.float32] = rows @ columns.T
+    # not a BLAS product: its threads wait for each other where video decoding keeps the cores busy
+    rows = a.astype(np.float32).reshape(len(a), a.shape[1] * a.shape[2])
+    columns = b.astype(np.float32).reshape(len(b), b.shape[1] * b.shape[2])
+    shared: NDArray[np.float32] = np.einsum("nk,mk->nm", rows, columns)
     return shared
 
 
@@ -78,12 +80,11 @@ def to_window(
     if len(rows) == 0:
         return np.zeros((0, 0), np.bool_), (0, 0)
     columns = np.flatnonzero((mask_logits > 0).any(axis=0))
-    grid_rows, frame_rows = _span(rows[0], rows[-1], mask_logits.shape[0], image_size[0])
-    grid_columns, frame_columns = _span(columns[0], columns[-1], mask_logits.shape[1], image_size[1])
-    down = _bilinear(mask_logits.shape[0], image_size[0])[frame_rows, grid_rows]
-    across = _bilinear(mask_logits.shape[1], image_size[1])[frame_columns, grid_columns]
-    enlarged = down @ mask_logits[grid_rows, grid_columns] @ across.T  # (h', w') -> (H', W')
-    return enlarged > 0, (frame_rows.start, frame_columns.start)
+    (height, width), (h, w) = image_size, mask_logits.shape
+    y, top, bottom = _span(int(rows[0]), int(rows[-1]), h, height)
+    x, left, right = _span(int(columns[0]), int(columns[-1]), w, width)
+    enlarged = cv2.resize(mask_logits[y, x], (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    return enlarged > 0, (top, left)
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> bytes:
@@ -94,30 +95,20 @@ def encode_rle(mask: NDArray[np.bool_]) -> bytes:
 
 def decode_rle(counts: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask (H, W) of a COCO run-length string; `size` is (height, width)."""
-    mask: NDArray[np.uint8] = coco.decode({"counts": counts, "size": list(size)})
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 hands its array over in the way that numpy 2 calls deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mask: NDArray[np.uint8] = coco.decode({"counts": counts, "size": list(size)})
     return mask.view(np.bool_)
 
 
-def _span(first: int, last: int, cells: int, pixels: int) -> tuple[slice, slice]:
-    """Where along one axis cells `first` to `last` have a say: the cells with their neighbors, and the pixels.
+def _span(first: int, last: int, cells: int, pixels: int) -> tuple[slice, int, int]:
+    """The part of one axis that cells `first` to `last` decide: as cells, and as its first and end pixel.
 
-    Pixel p looks at position (p + 1/2) cells / pixels - 1/2, so only those between first - 1 and last + 1 matter.
+    It holds one cell more on either side, below 0 and so of no effect, and is widened until it starts and ends where
+    an edge of a cell is an edge of a pixel: then enlarging the part equals enlarging the whole.
     """
-    pixels_per_cell = pixels / cells
-    start = max(int((first - 0.5) * pixels_per_cell - 0.5), 0)
-    stop = min(int((last + 1.5) * pixels_per_cell - 0.5) + 1, pixels)
-    return slice(max(first - 1, 0), min(last + 2, cells)), slice(start, stop)
-
-
-@lru_cache(maxsize=32)
-def _bilinear(cells: int, pixels: int) -> NDArray[np.float32]:
-    """The matrix (pixels, cells) that enlarges one axis bilinearly, the border repeated."""
-    position = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
-    lower = position.astype(np.int64)
-    upper = np.minimum(lower + 1, cells - 1)
-    weights = np.zeros((pixels, cells), np.float32)
-    row = np.arange(pixels)
-    weights[row, lower] += 1 - (position - lower)
-    weights[row, upper] += position - lower
-    weights.flags.writeable = False  # it is shared by every caller
-    return weights
+    step = cells // gcd(cells, pixels)
+    start = max(first - 1, 0) // step * step
+    end = min(-(-(last + 2) // step) * step, cells)
+    return slice(start, end), start * pixels // cells, end * pixels // cells

@@ -92,9 +92,7 @@ def scripted_model_set(
     return ModelSet(
         manifest=manifest,
         encoder=Encoder(ScriptedBackend(encoder, lambda _: features), manifest.image_size, manifest.normalization),
-        detector=Detector(
-            found, {name: np.zeros((1, 1, 1), np.float32) for name in concepts}, manifest.thresholds
-        ),
+        detector=Detector(found, {name: np.zeros((1, 1, 1), np.float32) for name in concepts}, manifest.thresholds),
         hash="0" * HASH_DIGITS,
     )
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
     try:
-        args = _parser().parse_args(arguments)
+        args = _parser().parse_args([argument for argument in arguments if argument != "--debug"])
         return int(import_module(f"barnsight_export.commands.{args.command}").run(args))
     except (ExportError, EngineError) as error:
         return _report(error, str(error), error.exit_code, debug)
@@ -67,6 +67,5 @@ def _parser() -> _Parser:
 def _report(error: BaseException, text: str, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__)
-    for line in text.splitlines():
-        print(f"barnsight-export: error: {line}", file=sys.stderr)
+    print(f"barnsight-export: error: {' '.join(text.split())}", file=sys.stderr)
     return exit_code

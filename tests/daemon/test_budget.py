@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from barnsightd.errors import BarnsightError
 from barnsightd.runtime.budget import MemoryBudget, Pressure, Thresholds, available_bytes
 

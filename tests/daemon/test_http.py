@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.parser import text_string_to_metric_families
+
 from barnsightd.errors import PublishError
 from barnsightd.publish import http as pages
 from barnsightd.publish.http import HttpServer
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.parser import text_string_to_metric_families
 
 
 class Daemon:
@@ -105,9 +106,7 @@ def test_a_page_that_fails_answers_500_and_leaves_the_others_alone(daemon: Daemo
     assert daemon.ask("/healthz")[0] == 200
 
 
-def test_idle_clients_can_neither_fill_the_server_nor_stay(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_clients_can_neither_fill_the_server_nor_stay(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "REQUEST_DEADLINE_S", 0.2)
     idle = [socket.create_connection(daemon.server.address, timeout=10) for _ in range(pages.MAX_REQUESTS + 1)]
     try:

@@ -7,9 +7,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
+
 from barnsightd.runtime.logs import MAX_TEXT, configure_logs, mask
 
 SECRET = "hunter2"
@@ -48,16 +50,15 @@ def test_people_get_text_on_standard_error(capsys: pytest.CaptureFixture[str]) -
     assert "free_bytes=5" in captured.err
 
 
-def test_the_journal_gets_the_priority_in_front(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = os.fstat(1)
-    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
-    with open(1, "w", closefd=False) as stream:
+def test_the_journal_gets_the_priority_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        found = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
         monkeypatch.setattr("sys.stdout", stream)
         configure_logs("info")
         structlog.get_logger("x").error("engine failed")
-    assert capfd.readouterr().out.startswith('<3>{"event": "engine failed"')
+        stream.seek(0)
+        assert stream.read().startswith('<3>{"event": "engine failed"')
 
 
 @pytest.mark.parametrize("as_json", [True, False])

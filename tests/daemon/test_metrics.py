@@ -6,6 +6,7 @@ import errno
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
 from barnsight_engines.certificate import Parity
 from barnsightd.publish.metrics import FPS_WINDOW_NS, Metrics, Rate
 from barnsightd.runtime.jetson import BoardCollector
+from barnsightd.store.records import StoreUsage
 from barnsightd.types import Frame, FrameResult
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SUFFIXES = ("_total", "_seconds", "_bytes", "_info", "_celsius", "_watts", "_ratio", "_cosine")
-COUNTS = ("camera_up", "camera_fps", "tracks_active", "queue_length")
+COUNTS = ("camera_up", "camera_fps", "tracks_active", "queue_length", "store_degraded", "store_damaged_spans")
 FORBIDDEN_UNITS = re.compile(r"_(ms|milliseconds|mb|kb|percent|minutes)(_|$)")
 FORBIDDEN_LABELS = {"animal", "track", "session", "url", "source"}
 
@@ -62,9 +65,7 @@ def test_every_name_keeps_the_rules_of_prometheus(registry: CollectorRegistry, m
             assert not FORBIDDEN_LABELS & set(sample.labels), name
 
 
-def test_every_counter_is_there_as_zero_before_anything_happened(
-    registry: CollectorRegistry, metrics: Metrics
-) -> None:
+def test_every_counter_is_there_as_zero_before_anything_happened(registry: CollectorRegistry, metrics: Metrics) -> None:
     counters = [family for family in families(registry).values() if family.type == "counter"]
     own = [family for family in counters if family.name.startswith("barnsight_")]
     assert all(family.samples for family in own)
@@ -73,9 +74,7 @@ def test_every_counter_is_there_as_zero_before_anything_happened(
     assert cameras == {"pen-1", "pen-2"}
 
 
-def test_a_frame_is_followed_from_the_decoder_to_its_records(
-    registry: CollectorRegistry, metrics: Metrics
-) -> None:
+def test_a_frame_is_followed_from_the_decoder_to_its_records(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.up("pen-1")
     metrics.frame_decoded("pen-1")
     metrics.frame_dropped("pen-1", "superseded")
@@ -125,10 +124,15 @@ def test_a_reload_brings_the_series_of_new_cameras_and_takes_those_of_old_ones(
     assert registry.get_sample_value("barnsight_camera_frames_total", decoded) == 1
 
 
-def test_the_frame_in_hand_when_its_camera_is_removed_brings_no_series_back(
+def test_what_still_comes_of_a_removed_camera_brings_no_series_back(
     registry: CollectorRegistry, metrics: Metrics
 ) -> None:
     metrics.set_cameras(["pen-2"])
+    metrics.up("pen-1")
+    metrics.frame_decoded("pen-1")
+    metrics.frame_dropped("pen-1", "rate")
+    metrics.reconnecting("pen-1", "eos", 1.0)
+    metrics.down("pen-1", "eos")
     metrics.frame_done(result("pen-1"), age_s=0.1)
     assert 'camera="pen-1"' not in generate_latest(registry).decode()
 
@@ -137,17 +141,30 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     now_ns = 0
     rate = Rate(lambda: now_ns)
     assert rate.per_second() == 0
-    for now_ns in range(0, 2_000_000_001, 100_000_000):
+    for _ in range(20):
         rate.tick()
+        now_ns += 100_000_000
     assert rate.per_second() == pytest.approx(10)
     now_ns += FPS_WINDOW_NS + 1
     assert rate.per_second() == 0
 
 
 def test_the_store_and_the_engines_show_what_they_are(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.storage(SimpleNamespace(used_bytes=5, quota_bytes=10, free_bytes=7))
+    usage = StoreUsage(
+        used_bytes=5,
+        quota_bytes=10,
+        free_bytes=7,
+        reserve_bytes=2,
+        written_bytes=100,
+        observations=9,
+        dropped=3,
+        damaged_spans=0,
+        degraded=True,
+    )
+    metrics.storage(usage)
+    metrics.storage(replace(usage, written_bytes=160, degraded=False))
     metrics.queue("store", 4)
-    metrics.observations_dropped(2)
+    metrics.observations_refused(2)
     encoder = SimpleNamespace(
         role="encoder",
         sha256="ab" * 32,
@@ -159,7 +176,9 @@ def test_the_store_and_the_engines_show_what_they_are(registry: CollectorRegistr
     value = registry.get_sample_value
     assert value("barnsight_storage_free_bytes") == 7
     assert value("barnsight_queue_length", {"stage": "store"}) == 4
-    assert value("barnsight_store_dropped_observations_total") == 2
+    assert value("barnsight_store_dropped_observations_total") == 5
+    assert value("barnsight_storage_written_bytes_total") == 160
+    assert value("barnsight_store_degraded") == 0
     assert value("barnsight_engine_parity_cosine", {"role": "encoder"}) == 0.9995
     labels = {"role": "encoder", "sha256": "ab" * 32, "precision": "fp32", "runtime": "onnxruntime"}
     assert value("barnsight_engine_info", labels) == 1
@@ -188,9 +207,7 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield rule["alert"], rule["expr"]
 
 
-def test_dashboard_and_alerts_ask_only_for_series_that_exist(
-    registry: CollectorRegistry, metrics: Metrics
-) -> None:
+def test_dashboard_and_alerts_ask_only_for_series_that_exist(registry: CollectorRegistry, metrics: Metrics) -> None:
     known = known_series(registry)
     asked = {
         (title, name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from barnsightd.runtime.watchdog import Notifier, Progress, Watchdog, watchdog_interval_s
 
 NS_PER_S = 1_000_000_000

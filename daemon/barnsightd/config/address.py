@@ -26,7 +26,7 @@ from pydantic_core import CoreSchema, core_schema
 
 _CREDENTIAL = re.compile(r"\$\{credential:([A-Za-z0-9][A-Za-z0-9._-]*)\}")
 _REFERENCED_USERINFO = re.compile(rf"(?:[^:@/]+:)?{_CREDENTIAL.pattern}")
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S*)@")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)(\S{0,4200})@")
 _SECRET_PARAMETER = re.compile(r"(?i)\b((?:pass(?:word|wd)?|pwd|token|secret)=)(?!\$\{credential:)[^&\s\"';/]+")
 _STREAM_SCHEMES = ("rtsp", "rtsps")
 _CREDENTIAL_MAX_BYTES = 4096
@@ -73,9 +73,7 @@ def read_credential(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_CREDENTIAL_MAX_BYTES + 1)
     except OSError as error:
-        raise ValueError(
-            f"names {path}, which cannot be read ({error.strerror}); check its owner and mode"
-        ) from None
+        raise ValueError(f"names {path}, which cannot be read ({error.strerror}); check its owner and mode") from None
     try:
         text = content.decode().rstrip("\r\n")
     except UnicodeDecodeError:
@@ -93,9 +91,7 @@ class SourceAddress:
     _revealed: SecretStr
 
     @classmethod
-    def parse(
-        cls, written: str, credentials: Credentials | None = None, folder: Path | None = None
-    ) -> SourceAddress:
+    def parse(cls, written: str, credentials: Credentials | None = None, folder: Path | None = None) -> SourceAddress:
         """Read an address as written; a relative path is taken from `folder`. Raises ValueError, always masked."""
         revealed = _fill_in(written, credentials)
         if "://" not in revealed:
@@ -144,9 +140,7 @@ class SourceAddress:
                 raise ValueError("must be text: an address or a path")
             return cls.parse(value, **(info.context or {}))
 
-        return core_schema.with_info_plain_validator_function(
-            read, serialization=core_schema.to_string_ser_schema()
-        )
+        return core_schema.with_info_plain_validator_function(read, serialization=core_schema.to_string_ser_schema())
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -183,9 +177,7 @@ def _check_stream(url: str) -> None:
     hint = "percent-encode special characters of the password, or write ${credential:NAME} in its place"
     scheme = url.partition("://")[0].lower()
     if scheme not in _STREAM_SCHEMES:
-        raise ValueError(
-            f"must be rtsp://, rtsps:// or the path of a video file or picture folder, got {scheme}://"
-        )
+        raise ValueError(f"must be rtsp://, rtsps:// or the path of a video file or picture folder, got {scheme}://")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -105,9 +105,10 @@ def _value(loader: _Loader, node: yaml.Node, place: Place, lines: dict[Place, in
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        is_scalar = isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE_TAG
-        key = loader.construct_object(key_node) if is_scalar else key_node.value
-        if not is_scalar or not isinstance(key, str):
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE_TAG:
+            raise DocumentError(line, "has a key that is a group or a merge (<<); write the keys out")
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
             raise DocumentError(line, f"has the key {key!r}, which is not a name; put it in quotes if it is meant")
         here = (*place, key)
         if key in mapping:

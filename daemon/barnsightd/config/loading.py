@@ -70,9 +70,7 @@ class Config:
     def to_yaml(self) -> str:
         """Every setting in force, defaults included and credentials masked, as YAML documents."""
         return "---\n".join(
-            yaml.safe_dump(
-                model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None
-            )
+            yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None)
             for model in (self.site, *self.cameras)
         )
 
@@ -170,9 +168,7 @@ def _advice(camera: CameraConfig, file: ConfigFile) -> Iterator[Problem]:
     """What works and could be safer."""
     if camera.source.has_inline_password:
         reference = f"${{credential:{camera.name}}}"
-        yield file.problem(
-            ("source",), f"holds a password; better {reference}, with it in credentials/{camera.name}"
-        )
+        yield file.problem(("source",), f"holds a password; better {reference}, with it in credentials/{camera.name}")
 
 
 def _problem(file: ConfigFile, schema: dict[str, Any], details: ErrorDetails) -> Problem:
@@ -227,7 +223,8 @@ def _rule(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("number", "integer"):
         noun = "a number" if kind == "number" else "a whole number"
-        return f"must be {noun} from {schema['minimum']:.10g} to {schema['maximum']:.10g}"
+        low, high = schema.get("minimum"), schema.get("maximum")
+        return f"must be {noun}" if low is None else f"must be {noun} from {low:.10g} to {high:.10g}"
     if kind == "array":
         if "prefixItems" in schema:
             return "must be a point [x, y]"

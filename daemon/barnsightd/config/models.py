@@ -45,9 +45,7 @@ def _doubled_area(points: Sequence[tuple[float, float]]) -> float:
 
 def _cross(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> bool:
     """Whether two segments share a point: each has the other's ends on both of its sides, or on itself."""
-    sides = [
-        _doubled_area((*line, point)) for line, points in ((first, second), (second, first)) for point in points
-    ]
+    sides = [_doubled_area((*line, point)) for line, points in ((first, second), (second, first)) for point in points]
     if all(side == 0 for side in sides):  # On one line: compare their extents.
         return all(
             max(min(p[axis] for p in first), min(p[axis] for p in second))
@@ -63,9 +61,7 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 
 Point = Annotated[tuple[float, float], Field(strict=False)]
-Zone = Annotated[
-    tuple[Point, ...], Field(strict=False, min_length=3, max_length=64), AfterValidator(_check_polygon)
-]
+Zone = Annotated[tuple[Point, ...], Field(strict=False, min_length=3, max_length=64), AfterValidator(_check_polygon)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_file)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ZoneName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
@@ -94,8 +90,8 @@ class IngestConfig(Settings):
 class TrackingConfig(Settings):
     """How animals are followed; scores left out come from the model set."""
 
-    detect_every: int = Field(default=1, ge=1, le=60)
-    """Detect on every n-th frame."""
+    detect_every: Literal[1] = 1
+    """Detect on every n-th frame; this version detects on each."""
     session_minutes: float = Field(default=60, ge=1, le=1440)
     """Minutes after which a session ends and tracks are numbered anew."""
     max_objects: int = Field(default=30, ge=1, le=200)

@@ -25,7 +25,7 @@ class StreamAddress:
         return cls(urlunsplit(parts._replace(netloc=host)), unquote(user), unquote(password))
 
     def mask(self, text: str) -> str:
-        """`text` without this address's password, in any of its spellings, and without any other address's login."""
+        """`text` without this address's password, in any of its spellings, and without any other login."""
         masked = mask(text)
         for secret in (self.password, quote(self.password, safe="")):
             if secret:

@@ -1,7 +1,7 @@
 """Exponential backoff with jitter: how long a camera that failed is left alone.
 
-Each pause is drawn between half and all of a bound that doubles ("equal jitter", M. Brooker, AWS Architecture Blog,
-2015), so that forty cameras that lost the same switch do not come back in the same instant.
+Each pause is drawn between half and all of a bound that doubles ("equal jitter", M. Brooker, AWS Architecture
+Blog, 2015), so that forty cameras that lost the same switch do not come back in the same instant.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
     connecting ──first frame──► playing ──fault──► waiting ──pause──► connecting …
 
-A fault is an error, the end of the stream, or no frame in time: of a camera that freezes nobody else tells. After each
-one the stream is torn down whole and a new one built, after a pause that grows (`backoff.py`). Nothing that a camera
-does ends the service, and nothing that GStreamer does holds up its stop: every wait has a deadline.
+A fault is an error, the end of the stream, or no frame in time: of a camera that freezes nobody else tells. After
+each one the stream is torn down whole and a new one built, after a pause that grows (`backoff.py`). Nothing that a
+camera does ends the service, and nothing that GStreamer does holds up its stop: every wait has a deadline.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,10 +24,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from barnsightd.config import CameraConfig
+from barnsightd.config import CameraConfig, mask
 from barnsightd.errors import SourceError
 from barnsightd.ingest.backoff import Backoff
-from barnsightd.ingest.faults import DropReason, FaultReason, StreamFault
+from barnsightd.ingest.faults import DropReason, FaultReason, StreamError
 from barnsightd.ingest.playback import FilePlayback
 from barnsightd.ingest.rate import RateLimiter
 from barnsightd.ingest.rtsp import RtspStream
@@ -57,7 +58,7 @@ class CameraState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """A camera at this moment; `fps` is the mean rate of decoded frames since it last connected, before thinning."""
+    """A camera at this moment; `fps` is the rate of its newest decoded frames, before thinning."""
 
     camera: str
     state: CameraState
@@ -142,7 +143,7 @@ class Camera:
         self._thread.start()
 
     def stop(self, deadline_s: float) -> bool:
-        """Deliver nothing more, free the stream; returns False where it hangs and was abandoned at the deadline."""
+        """Deliver nothing more and free the stream; returns False where that hung and was abandoned."""
         self._stopping.set()
         with self._lock:
             if self._connection is not None:
@@ -154,15 +155,22 @@ class Camera:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._follow()
-            except StreamFault as fault:
+            fault = self._follow_to_fault()
+            if fault is not None and not self._stopping.is_set():
                 self._pause(fault)
-            except SourceError as error:
-                self._pause(StreamFault.of(error))
-            except Exception as error:  # noqa: BLE001 - one camera's bug must not leave that camera unwatched
-                self._log.exception("camera failed in a way nobody foresaw")
-                self._pause(StreamFault("error", f"internal error: {type(error).__name__}"))
+
+    def _follow_to_fault(self) -> StreamError | None:
+        try:
+            self._follow()
+        except StreamError as fault:
+            return fault
+        except SourceError as error:
+            return StreamError.of(error)
+        except Exception as error:  # noqa: BLE001 - one camera's bug must not leave that camera unwatched
+            # As text: a logger that shows local variables would show the camera's password.
+            self._log.error("camera failed in a way nobody foresaw", traceback=mask(traceback.format_exc()))
+            return StreamError("error", f"internal error: {type(error).__name__}; please report the log")
+        return None
 
     def _follow(self) -> None:
         """Connect, and look after the connection until it fails or the camera is stopped."""
@@ -199,22 +207,19 @@ class Camera:
         """Abandoned streams hold memory: a few are borne, more are not made until one of them lets go."""
         self._hanging = [stream for stream in self._hanging if not stream.close(0)]
         if len(self._hanging) >= MAX_HANGING:
-            raise StreamFault("error", f"{len(self._hanging)} streams hang in GStreamer; restart the service")
+            raise StreamError("error", f"{len(self._hanging)} streams hang in GStreamer; restart the service")
 
-    def _no_frame(self, reason: FaultReason, waited_s: float, stream: Stream) -> StreamFault:
-        return StreamFault(
-            reason, f"{self._config.source}: no frame for {waited_s:g} s; {stream.explain_silence()}"
-        )
+    def _no_frame(self, reason: FaultReason, waited_s: float, stream: Stream) -> StreamError:
+        text = f"{self._config.source}: no frame for {waited_s:g} s; {stream.explain_silence()}"
+        return StreamError(reason, text)
 
     def _on_up(self) -> None:
         self._change(state=CameraState.PLAYING)
         self._listener.up(self.name)
         self._log.info("camera is up")
 
-    def _pause(self, fault: StreamFault) -> None:
+    def _pause(self, fault: StreamError) -> None:
         """Say what happened, then leave the source alone for a while."""
-        if self._stopping.is_set():
-            return
         connection = self._connection
         if connection is not None and connection.is_up:
             self._listener.down(self.name, fault.reason)
@@ -227,7 +232,7 @@ class Camera:
         self._log.warning("camera is down", reason=fault.reason, error=str(fault), retry_in_s=round(delay_s, 1))
         self._stopping.wait(delay_s)
 
-    def _is_end_of_file(self, fault: StreamFault) -> bool:
+    def _is_end_of_file(self, fault: StreamError) -> bool:
         return fault.reason == "eos" and self._config.source.path is not None
 
     def _change(self, **fields: Any) -> None:

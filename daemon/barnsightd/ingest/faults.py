@@ -1,4 +1,4 @@
-"""What can go wrong with a stream: a small fixed set of reasons, which are metric labels, and a sentence for people."""
+"""What can go wrong with a stream: a small fixed set of reasons, which are metric labels, and a sentence each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _ADVICE: dict[FaultReason, str] = {
 }
 
 
-class StreamFault(Exception):
+class StreamError(Exception):
     """A stream that failed: `reason` for machines, the message for people. Holds no secret."""
 
     def __init__(self, reason: FaultReason, message: str) -> None:
@@ -56,7 +56,7 @@ class StreamFault(Exception):
         self.reason = reason
 
     @classmethod
-    def of(cls, error: SourceError) -> StreamFault:
+    def of(cls, error: SourceError) -> StreamError:
         """The fault that a source error of a file amounts to."""
         reason = next((reason for reason, kind in _ERRORS.items() if isinstance(error, kind)), None)
         return cls(reason or "error", str(error))
@@ -76,4 +76,4 @@ def reason_of(domain: str, code: int) -> FaultReason:
 
 def describe(reason: FaultReason, source: str, detail: str) -> str:
     """One sentence: what failed, what to do, and GStreamer's own words."""
-    return f"{source} {_ADVICE.get(reason, _ADVICE['error'])} (GStreamer: {detail.strip().rstrip('.')})"
+    return f"{source} {_ADVICE.get(reason, _ADVICE['error'])} (GStreamer: {' '.join(detail.split()).rstrip('.')})"

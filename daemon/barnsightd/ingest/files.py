@@ -1,4 +1,4 @@
-"""Frames of a recording, every one in order: video files (MP4 and what else GStreamer reads), GIFs, folders of pictures.
+"""Frames of a recording, every one in order: video files (whatever GStreamer reads), GIFs, folders of pictures.
 
 Time comes from the recording, so that the same file gives the same records each time: frame i is captured at
 `start_ns` plus its presentation time, counted from the first frame.
@@ -28,6 +28,7 @@ FOLDER_FPS = 6.0
 STALL_S = 20
 STATE_CHANGE_S = 10.0
 PULL_S = 0.2
+ADVICE = "give a video such as H.264 in MP4"
 NO_TIME = 2**64 - 1
 USUAL_PERIOD_NS = NS_PER_S // 25
 
@@ -44,14 +45,9 @@ def read_frames(
     `monotonic_ns` of the frames counts from 0. Raises SourceMissingError, SourceDataError or SourceError.
     """
     if not source.exists():
-        raise SourceMissingError(
-            f"{source} does not exist; give a video file or a folder of .jpg or .png pictures"
-        )
+        raise SourceMissingError(f"{source} does not exist; give a video file or a folder of pictures")
     origin_ns = source.stat().st_mtime_ns if start_ns is None else start_ns
-    if source.is_dir():
-        pictures = _read_folder(source, fps or FOLDER_FPS)
-    else:
-        pictures = _thin(_read_video(source), fps)
+    pictures = _read_folder(source, fps or FOLDER_FPS) if source.is_dir() else _thin(_read_video(source), fps)
     try:
         for index, (image, at_ns) in enumerate(pictures):
             yield Frame(camera, index, origin_ns + at_ns, at_ns, image)
@@ -77,17 +73,14 @@ def _read_folder(folder: Path, fps: float) -> Generator[Picture, None, None]:
     for index, path in enumerate(paths):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise SourceDataError(
-                f"{path} is not a picture that can be read; remove it or convert it to .jpg or .png"
-            )
+            raise SourceDataError(f"{path} is not a picture that can be read; remove it or replace it")
         yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), round(index * NS_PER_S / fps)
 
 
 def _read_video(path: Path) -> Generator[Picture, None, None]:
     """Every frame of a video file with its time after the first one."""
     Gst = gstreamer()
-    pipeline = Gst.Pipeline()
-    pipeline.add(build(file_pipeline(choose_decoder("auto", is_installed))))
+    pipeline = build(file_pipeline(choose_decoder("auto", is_installed)))
     pipeline.get_by_name("source").set_property("location", str(path))
     timeline = Timeline()
     try:
@@ -103,7 +96,7 @@ def _read_video(path: Path) -> Generator[Picture, None, None]:
 
 
 def _pull(pipeline: Any, path: Path) -> Any:
-    """The next sample, None at the end of the file. Raises SourceDataError for what is no video, or a broken one."""
+    """The next sample, None at the end of the file. Raises SourceDataError for what is no video, or broken."""
     Gst = gstreamer()
     sink, bus = pipeline.get_by_name("sink"), pipeline.get_bus()
     deadline_ns = time.monotonic_ns() + STALL_S * NS_PER_S
@@ -115,19 +108,15 @@ def _pull(pipeline: Any, path: Path) -> Any:
         if message is not None:
             error, _debug = message.parse_error()
             kind = SourceError if reason_of(error.domain, error.code) == "error" else SourceDataError
-            advice = "give a video that GStreamer can play, such as H.264 in MP4"
-            raise kind(
-                f"{path} is not a video that can be read (GStreamer: {error.message.rstrip('.')}); {advice}"
-            )
-    raise SourceError(
-        f"{path} gave no frame within {STALL_S} s; look at the disk, or convert the file to H.264 in MP4"
-    )
+            detail = error.message.strip().rstrip(".")
+            raise kind(f"{path} is not a video that can be read (GStreamer: {detail}); {ADVICE}")
+    raise SourceError(f"{path} gave no frame within {STALL_S} s; look at the disk, or {ADVICE}")
 
 
 class Timeline:
     """Turns the time stamps of a file into times that begin at 0 and always increase.
 
-    The frames of a GIF all claim the time 0 and tell only how long they last; other files lack a stamp now and then.
+    The frames of a GIF all claim the time 0 and tell only how long they last; other files may lack a stamp.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
-"""The door to GStreamer: imported when a stream is opened, not before, and asked for the same few things everywhere."""
+"""The door to GStreamer: imported when a stream is opened, not before, and the few things asked of it everywhere."""
 
 from __future__ import annotations
 
 import threading
+import warnings
 from functools import cache
 from typing import Any
 
@@ -22,14 +23,13 @@ def gstreamer() -> Any:
     try:
         import gi
 
-        gi.require_version("Gst", "1.0")
-        gi.require_version("GstApp", "1.0")
-        gi.require_version("GstVideo", "1.0")
-        from gi.repository import Gst, GstApp, GstVideo  # noqa: F401 - gives appsink and buffers their methods
+        for library in ("Gst", "GstApp", "GstVideo"):
+            gi.require_version(library, "1.0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # PyGObject before 3.44 has an importer of the old kind.
+            from gi.repository import GLib, Gst, GstApp, GstVideo  # noqa: F401 - appsink and buffers get methods
     except (ImportError, ValueError) as error:
-        packages = (
-            "python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-libav"
-        )
+        packages = "python3-gst-1.0 gir1.2-gst-plugins-base-1.0, and use the system's Python"
         raise SourceError(f"GStreamer cannot be used from Python ({error}); install {packages}") from None
     Gst.init(None)
     return Gst
@@ -40,13 +40,16 @@ def is_installed(element: str) -> bool:
     return gstreamer().ElementFactory.find(element) is not None
 
 
-def build(description: str) -> Any:
-    """A bin of these elements, open ends as its pads. Raises SourceError where an element is not installed."""
+def build(description: str, *, open_ends: bool = False) -> Any:
+    """The element or pipeline described; with `open_ends` a bin whose pads are the ends that link to nothing.
+
+    Raises SourceError where an element is not installed.
+    """
     Gst = gstreamer()
     from gi.repository import GLib
 
     try:
-        return Gst.parse_bin_from_description(description, True)
+        return Gst.parse_bin_from_description(description, True) if open_ends else Gst.parse_launch(description)
     except GLib.Error as error:
         packages = "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-libav"
         raise SourceError(f"GStreamer cannot build a pipeline ({error.message}); install {packages}") from None
@@ -68,7 +71,7 @@ def set_state(pipeline: Any, state: Any, deadline_s: float) -> bool:
 
 
 def to_image(sample: Any) -> NDArray[np.uint8]:
-    """The picture of an appsink's sample, copied once: (H, W, 3) uint8 RGB. Raises ValueError where it is cut short."""
+    """The picture of an appsink's sample, copied once: (H, W, 3) uint8 RGB. Raises ValueError if cut short."""
     from gi.repository import GstVideo
 
     Gst = gstreamer()

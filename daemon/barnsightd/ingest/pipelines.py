@@ -6,8 +6,8 @@ description. Elements and properties are those of GStreamer 1.20 (JetPack 6) and
     rtspsrc ─┬ pad of the video stream ─► depayload ─► parse ─► decode ─► convert ─► appsink
              └ its codec, from the SDP, chooses the branch
 
-Frames are dropped after the decoder, never before: a decoder that misses a frame shows wrong ones until the next key
-frame. `convert` is a named element, so that frames which are not wanted can be dropped before they cost a conversion.
+Frames are dropped after the decoder, never before: a decoder that misses a frame shows wrong ones until the next
+key frame. `convert` is named, so that frames which are not wanted can be dropped before they cost a conversion.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LIVE_SINK = "appsink name=sink emit-signals=true sync=false max-buffers=1 drop=t
 # For files each frame counts: the pipeline waits for the reader.
 FILE_SINK = "appsink name=sink sync=false max-buffers=2 drop=false"
 
-# One decoding thread: more would fight inference for the processor. Frames that were decoded without their key frame,
-# as after joining in the middle of a group of pictures, are gray smears: they stay inside the decoder.
+# One decoding thread: more would fight inference for the processor. Frames decoded without their key frame, as
+# after joining in the middle of a group of pictures, are gray smears: they stay inside the decoder.
 _LIBAV = "max-threads=1 output-corrupt=false"
 
 _DEPAYLOAD = {
@@ -74,6 +74,5 @@ def file_pipeline(decoder: Decoder) -> str:
 def required_elements(decoder: Decoder) -> tuple[str, ...]:
     """What must be installed to follow an H.264 camera, for a check before the first stream."""
     common = ("rtspsrc", "rtph264depay", "h264parse", "appsink", "decodebin")
-    return (
-        (*common, "nvv4l2decoder", "nvvidconv") if decoder == "jetson" else (*common, "avdec_h264", "videoconvert")
-    )
+    decode = ("nvv4l2decoder", "nvvidconv") if decoder == "jetson" else ("avdec_h264", "videoconvert")
+    return common + decode

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from barnsightd.errors import SourceError
-from barnsightd.ingest.faults import StreamFault
+from barnsightd.ingest.faults import StreamError
 from barnsightd.ingest.files import read_frames
 from barnsightd.ingest.stream import FrameSink
 from barnsightd.types import Frame
@@ -28,12 +28,12 @@ class FilePlayback:
         self._started_ns = 0
 
     def start(self, deadline_s: float) -> None:  # noqa: ARG002 - the protocol's form: a file answers at once
-        """Read the first frame. Raises StreamFault where there is none."""
+        """Read the first frame. Raises StreamError where there is none."""
         self._next = self._read()
         self._started_ns = time.monotonic_ns()
 
     def poll(self, timeout_s: float) -> None:
-        """Deliver what is due within `timeout_s`. Raises StreamFault at the end."""
+        """Deliver what is due within `timeout_s`. Raises StreamError at the end."""
         until_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
         while self._next is not None:
             due_ns = self._started_ns + self._next.monotonic_ns
@@ -43,7 +43,7 @@ class FilePlayback:
             if self._sink.wants(self._next.monotonic_ns):
                 self._sink.deliver(self._next.image, 0)
             self._next = self._read()
-        raise StreamFault("eos", f"{self._path} has been played to its end")
+        raise StreamError("eos", f"{self._path} has been played to its end")
 
     def close(self, deadline_s: float) -> bool:  # noqa: ARG002 - the protocol's form: reading has its own deadlines
         """Close the file."""
@@ -58,4 +58,4 @@ class FilePlayback:
         try:
             return next(self._frames, None)
         except SourceError as error:
-            raise StreamFault.of(error) from None
+            raise StreamError.of(error) from None

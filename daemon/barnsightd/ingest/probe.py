@@ -1,31 +1,31 @@
-"""Looks at a source once: can it be reached, what does it send, what would decode it, how soon is the first frame."""
+"""Looks at a source once: can it be reached, what does it send, what decodes it, how soon comes the first frame."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
-from barnsightd.config import IngestConfig, SourceAddress
-from barnsightd.ingest.faults import StreamFault
-from barnsightd.ingest.files import PICTURES
-from barnsightd.ingest.playback import FilePlayback
+from barnsightd.config import IngestConfig, mask
+from barnsightd.ingest.faults import StreamError
+from barnsightd.ingest.files import read_frames
+from barnsightd.ingest.gst import is_installed
+from barnsightd.ingest.pipelines import choose_decoder
 from barnsightd.ingest.rtsp import RtspStream
-from barnsightd.ingest.stream import Stream
 
 NS_PER_S = 1_000_000_000
-POLL_S = 0.1
+POLL_S = 0.05
 STATE_CHANGE_S = 5.0
 FRAMES = 30
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a source sends; `fps` is measured by its time stamps over at most 30 frames."""
+    """What a source sends; `fps` is measured by the time stamps of its first 30 frames."""
 
     source: str
     codec: str
@@ -42,9 +42,68 @@ class ProbeResult:
         )
 
 
-def probe(url: str, timeout_s: float) -> ProbeResult:
-    """Watch `url` (an address with or without login, or a path) for a few frames.
+@dataclass(slots=True)
+class _Watcher:
+    """Takes a probe's frames: their time stamps, the size of the newest, when the first one came."""
 
-    Raises SourceError where nothing answers within `timeout_s`, SourceAccessError for a refused login,
-    SourceMissingError for a stream or file that is not there, SourceDataError for what is no video.
+    started_ns: int = field(default_factory=time.monotonic_ns)
+    first_frame_s: float = 0.0
+    pts_ns: list[int] = field(default_factory=list)
+    size: tuple[int, ...] = ()
+
+    def wants(self, pts_ns: int) -> bool:
+        if not self.pts_ns:
+            self.first_frame_s = (time.monotonic_ns() - self.started_ns) / NS_PER_S
+        self.pts_ns.append(pts_ns)
+        return True
+
+    def damaged(self) -> None:
+        pass
+
+    def deliver(self, image: NDArray[np.uint8], age_ns: int) -> None:  # noqa: ARG002 - the protocol's form
+        self.size = image.shape
+
+    def report(self, source: str, codec: str, decoder: str) -> ProbeResult:
+        span_s = (self.pts_ns[-1] - self.pts_ns[0]) / NS_PER_S
+        fps = (len(self.pts_ns) - 1) / span_s if span_s > 0 else 0.0
+        height, width = self.size[:2]
+        return ProbeResult(source, codec, width, height, fps, decoder, self.first_frame_s)
+
+
+def probe(url: str, timeout_s: float) -> ProbeResult:
+    """Watch `url` (an RTSP address with or without login, or a path) for up to 30 frames or until the time is up.
+
+    Raises SourceError where nothing answers or no frame comes within `timeout_s`, SourceAccessError for a refused
+    login, SourceMissingError for a stream or file that is not there, SourceDataError for what is no video.
     """
+    if "://" not in url:
+        return _probe_file(Path(url))
+    try:
+        return _probe_stream(url, timeout_s)
+    except StreamError as fault:
+        raise fault.as_error() from None
+
+
+def _probe_file(path: Path) -> ProbeResult:
+    watcher = _Watcher()
+    for frame in islice(read_frames(path, camera=path.name), FRAMES):
+        watcher.wants(frame.monotonic_ns)
+        watcher.deliver(frame.image, 0)
+    kind = "pictures" if path.is_dir() else path.suffix.lstrip(".").upper()
+    return watcher.report(str(path), kind, choose_decoder("auto", is_installed))
+
+
+def _probe_stream(url: str, timeout_s: float) -> ProbeResult:
+    watcher = _Watcher()
+    stream = RtspStream(url, IngestConfig(), watcher)
+    until_ns = watcher.started_ns + round(timeout_s * NS_PER_S)
+    try:
+        stream.start(STATE_CHANGE_S)
+        while len(watcher.pts_ns) < FRAMES and time.monotonic_ns() < until_ns:
+            stream.poll(POLL_S)
+        if not watcher.size:
+            text = f"{mask(url)}: no frame within {timeout_s:g} s; {stream.explain_silence()}"
+            raise StreamError("connect", text)
+        return watcher.report(mask(url), *stream.decoder)
+    finally:
+        stream.close(STATE_CHANGE_S)

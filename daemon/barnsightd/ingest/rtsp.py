@@ -1,7 +1,7 @@
 """An RTSP camera through GStreamer: the first video stream of its SDP, decoded by what that stream's codec needs.
 
-What was seen of failures: a server that dies over TCP gives EOS and no error; one that freezes gives nothing at all and
-stays PLAYING (the camera's own deadlines see that); a wrong password gives an error within milliseconds.
+What was seen of failures: a server that dies over TCP gives EOS and no error; one that freezes gives nothing at all
+and stays PLAYING (the camera's own deadlines see that); a wrong password gives an error within milliseconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from barnsightd.config import IngestConfig
 from barnsightd.errors import SourceError
 from barnsightd.ingest.address import StreamAddress
-from barnsightd.ingest.faults import StreamFault, describe, reason_of
+from barnsightd.ingest.faults import StreamError, describe, reason_of
 from barnsightd.ingest.gst import build, gstreamer, is_installed, request_state, set_state, to_image, video_decoder
 from barnsightd.ingest.pipelines import CODECS, choose_decoder, decode_branch, rtsp_source
 from barnsightd.ingest.stream import FrameSink
@@ -29,13 +29,12 @@ class RtspStream:
         self._address = StreamAddress.parse(url)
         self._decoder = choose_decoder(settings.decoder, is_installed)
         self._sink = sink
-        self._fault: StreamFault | None = None
+        self._fault: StreamError | None = None
         self._selected = False
         self._received = False
         self._handlers: list[tuple[Any, int]] = []
         self._closing: Thread | None = None
-        receiver = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
-        source = receiver.get_by_name("source")
+        source = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
         source.set_property("location", self._address.location)
         source.set_property("user-id", self._address.user or None)
         source.set_property("user-pw", self._address.password or None)
@@ -50,12 +49,12 @@ class RtspStream:
         return video_decoder(self._pipeline)
 
     def start(self, deadline_s: float) -> None:
-        """Begin to connect; frames or a fault follow. Raises StreamFault where GStreamer does not answer."""
+        """Begin to connect; frames or a fault follow. Raises StreamError where GStreamer does not answer."""
         if not set_state(self._pipeline, gstreamer().State.PLAYING, deadline_s):
-            raise StreamFault("error", f"{self._address}: GStreamer has not started within {deadline_s:g} s")
+            raise StreamError("error", f"{self._address}: GStreamer has not started within {deadline_s:g} s")
 
     def poll(self, timeout_s: float) -> None:
-        """Wait for bad news. Raises StreamFault with its text masked."""
+        """Wait for bad news. Raises StreamError with its text masked."""
         Gst = gstreamer()
         message = self._pipeline.get_bus().timed_pop_filtered(
             round(timeout_s * NS_PER_S), Gst.MessageType.ERROR | Gst.MessageType.EOS
@@ -65,11 +64,10 @@ class RtspStream:
         if message is None:
             return
         if message.type == Gst.MessageType.EOS:
-            raise StreamFault("eos", f"{self._address} ended the stream; look whether the camera restarts")
+            raise StreamError("eos", f"{self._address} ended the stream; look whether the camera restarts")
         error, debug = message.parse_error()
-        raise self._failure(
-            reason_of(error.domain, error.code), f"{error.message} {(debug or '').rpartition(':')[2]}"
-        )
+        detail = f"{error.message} {(debug or '').rpartition(':')[2]}"
+        raise self._failure(reason_of(error.domain, error.code), detail)
 
     def close(self, deadline_s: float) -> bool:
         """Disconnect and free everything; returns False where that still goes on. May be called again to ask."""
@@ -87,8 +85,8 @@ class RtspStream:
             return "packets arrive, but no frame can be decoded; shorten the camera's key frame interval"
         return "nothing arrives; look at the camera and its network"
 
-    def _failure(self, reason: Any, detail: str) -> StreamFault:
-        return StreamFault(reason, self._address.mask(describe(reason, str(self._address), detail)))
+    def _failure(self, reason: Any, detail: str) -> StreamError:
+        return StreamError(reason, self._address.mask(describe(reason, str(self._address), detail)))
 
     def _listen(self, element: Any, signal: str, callback: Any) -> None:
         self._handlers.append((element, element.connect(signal, callback)))
@@ -108,9 +106,9 @@ class RtspStream:
             self._fault = self._failure("not_video", f"its codec is {codec}, supported are {', '.join(CODECS)}")
             return
         try:
-            branch = build(decode_branch(codec, self._decoder))
+            branch = build(decode_branch(codec, self._decoder), open_ends=True)
         except SourceError as error:
-            self._fault = StreamFault("error", str(error))
+            self._fault = StreamError("error", str(error))
             return
         branch.get_by_name("convert").get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, self._on_decoded)
         self._listen(branch.get_by_name("sink"), "new-sample", self._on_sample)

@@ -1,7 +1,7 @@
 """Newest-frame slots: what stands between the cameras' threads and the inference thread.
 
-A camera that is faster than inference overwrites its own slot, so that inference always works on what the animals do
-now, and memory does not grow. What was overwritten is counted.
+A camera that is faster than inference overwrites its own slot, so that inference always works on what the animals
+do now, and memory does not grow. What was overwritten is counted.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ class Stream(Protocol):
     """A connection that delivers to its sink from `start` to `close`."""
 
     def start(self, deadline_s: float) -> None:
-        """Begin to connect. Raises StreamFault."""
+        """Begin to connect. Raises StreamError."""
         ...
 
     def poll(self, timeout_s: float) -> None:
-        """Look after the stream for at most that long. Raises StreamFault where it ended or failed."""
+        """Look after the stream for at most that long. Raises StreamError where it ended or failed."""
         ...
 
     def close(self, deadline_s: float) -> bool:

@@ -2,7 +2,8 @@
 
 Names follow https://prometheus.io/docs/practices/naming/: prefix `barnsight_`, base units, `_total` on counters
 only. Every set of labels is fixed when the cameras are known; a reason that is not foreseen is counted as `other`,
-and no label ever names a track or an animal, so the number of series depends on the configuration alone.
+no label ever names a track or an animal, and what comes of a camera that was removed is not counted. So the number
+of series depends on the configuration alone.
 """
 
 from __future__ import annotations
@@ -13,45 +14,35 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from barnsight_engines.certificate import Parity
 from barnsight_engines.manifest import Manifest
+from barnsightd.ingest.faults import DROP_REASONS, FAULT_REASONS
+from barnsightd.store.records import StoreUsage
 from barnsightd.types import FrameResult
 
 FRAME_STAGES = ("decoded", "processed")
-DROP_REASONS = ("superseded", "rate", "failed", "other")
-RECONNECT_REASONS = ("connect", "eos", "error", "silence", "unauthorized", "not_found", "not_video", "other")
+OTHER = "other"
+DROPS = (*DROP_REASONS, "failed", OTHER)
+RECONNECTS = (*FAULT_REASONS, OTHER)
 PIPELINE_STAGES = ("encoder", "detector", "tracking", "records")
 QUEUES = ("store",)
-STORE_OPERATIONS = ("append", "flush", "seal", "retention", "database", "other")
-ERRNOS = ("EACCES", "EDQUOT", "EIO", "ENOSPC", "EROFS", "other")
+STORE_OPERATIONS = ("append", "flush", "seal", "retention", "database", "set aside", OTHER)
+ERRNOS = ("EACCES", "EDQUOT", "EIO", "ENOSPC", "EROFS", OTHER)
 FRAME_AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 FPS_WINDOW_NS = 10_000_000_000
 FPS_WINDOW_FRAMES = 1024
 NS_PER_S = 1_000_000_000
-
-
-class StorageUsage(Protocol):
-    """What the store says of its folder, in bytes."""
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of all records on disk."""
-        ...
-
-    @property
-    def quota_bytes(self) -> int:
-        """Bytes that the records may take."""
-        ...
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that are free on the file system."""
-        ...
 
 
 class Rate:
@@ -91,6 +82,8 @@ class Metrics:
         """Register every metric with zeros for `cameras`; a registry takes one Metrics."""
         self._clock_ns = clock_ns
         self._rates: dict[str, Rate] = {}
+        self._usage_counted = (0, 0)
+        disable_created_metrics()  # a second series beside each counter that nothing here reads
         ProcessCollector(registry=registry)
 
         self.build_info = Gauge(
@@ -158,14 +151,20 @@ class Metrics:
             "barnsight_queue_length", "Entries that wait for a stage.", ["stage"], registry=registry
         )
 
-        self.storage_used = Gauge(
-            "barnsight_storage_used_bytes", "Bytes of all records on disk.", registry=registry
-        )
+        self.storage_used = Gauge("barnsight_storage_used_bytes", "Bytes of all records on disk.", registry=registry)
         self.storage_quota = Gauge(
             "barnsight_storage_quota_bytes", "Bytes that the records may take.", registry=registry
         )
         self.storage_free = Gauge(
             "barnsight_storage_free_bytes", "Bytes free on the store's file system.", registry=registry
+        )
+        self.storage_reserve = Gauge(
+            "barnsight_storage_reserve_bytes", "Bytes that the store leaves free.", registry=registry
+        )
+        self.storage_written = Counter(
+            "barnsight_storage_written_bytes_total",
+            "Bytes written to the store's file system: its wear.",
+            registry=registry,
         )
         self.store_errors = Counter(
             "barnsight_store_errors_total",
@@ -175,7 +174,15 @@ class Metrics:
         )
         self.store_dropped = Counter(
             "barnsight_store_dropped_observations_total",
-            "Observations that the store could not take: its queue was full or its disk refused.",
+            "Observations that were lost: the store's queue was full, or its disk had no room.",
+            registry=registry,
+        )
+        self.store_degraded = Gauge(
+            "barnsight_store_degraded", "1 while the disk refuses something.", registry=registry
+        )
+        self.store_damaged = Gauge(
+            "barnsight_store_damaged_spans",
+            "Places in the records that could not be read, found since the start.",
             registry=registry,
         )
 
@@ -211,25 +218,30 @@ class Metrics:
 
     def frame_decoded(self, camera: str) -> None:
         """Count a frame that came out of the decoder."""
-        self.camera_frames.labels(camera, "decoded").inc()
-        self.camera_last_frame.labels(camera).set_to_current_time()
+        if camera in self._rates:
+            self.camera_frames.labels(camera, "decoded").inc()
+            self.camera_last_frame.labels(camera).set_to_current_time()
 
     def frame_dropped(self, camera: str, reason: str) -> None:
         """Count a decoded frame that goes no further."""
-        self.camera_dropped.labels(camera, _one_of(reason, DROP_REASONS)).inc()
+        if camera in self._rates:
+            self.camera_dropped.labels(camera, _one_of(reason, DROPS)).inc()
 
     def reconnecting(self, camera: str, reason: str, delay_s: float) -> None:  # noqa: ARG002 - listener's form
-        """Count a connection that is given up and tried again after `delay_s`."""
-        self.camera_reconnects.labels(camera, _one_of(reason, RECONNECT_REASONS)).inc()
+        """Count a connection that failed and is tried again after `delay_s`."""
+        if camera in self._rates:
+            self.camera_reconnects.labels(camera, _one_of(reason, RECONNECTS)).inc()
 
     def up(self, camera: str) -> None:
         """Note that the camera delivers frames."""
-        self.camera_up.labels(camera).set(1)
+        if camera in self._rates:
+            self.camera_up.labels(camera).set(1)
 
     def down(self, camera: str, reason: str) -> None:  # noqa: ARG002 - listener's form
         """Note that the camera delivers no frames; its animals are out of sight."""
-        self.camera_up.labels(camera).set(0)
-        self.tracks_active.labels(camera).set(0)
+        if camera in self._rates:
+            self.camera_up.labels(camera).set(0)
+            self.tracks_active.labels(camera).set(0)
 
     def frame_done(self, result: FrameResult, age_s: float) -> None:
         """Note a frame that went all the way to its records, `age_s` seconds after it was decoded."""
@@ -247,19 +259,26 @@ class Metrics:
         """Show how many entries wait for `stage`."""
         self.queue_length.labels(stage).set(length)
 
-    def storage(self, usage: StorageUsage) -> None:
-        """Show what the store takes and what is left."""
+    def storage(self, usage: StoreUsage) -> None:
+        """Show what the store takes, what is left, and what it wrote and lost since it was opened."""
         self.storage_used.set(usage.used_bytes)
         self.storage_quota.set(usage.quota_bytes)
         self.storage_free.set(usage.free_bytes)
+        self.storage_reserve.set(usage.reserve_bytes)
+        self.store_degraded.set(usage.degraded)
+        self.store_damaged.set(usage.damaged_spans)
+        written, dropped = self._usage_counted
+        self.storage_written.inc(usage.written_bytes - written)
+        self.store_dropped.inc(usage.dropped - dropped)
+        self._usage_counted = usage.written_bytes, usage.dropped
 
     def store_error(self, op: str, code: int) -> None:
         """Count a failed operation of the store by its errno."""
-        name = _one_of(errno.errorcode.get(code, "other"), ERRNOS)
+        name = _one_of(errno.errorcode.get(code, OTHER), ERRNOS)
         self.store_errors.labels(_one_of(op, STORE_OPERATIONS), name).inc()
 
-    def observations_dropped(self, count: int) -> None:
-        """Count observations that the store could not take."""
+    def observations_refused(self, count: int) -> None:
+        """Count observations that found the store's queue full."""
         self.store_dropped.inc(count)
 
     def engines(self, manifest: Manifest, runtime: str, parity: Iterable[Parity] = ()) -> None:
@@ -281,9 +300,9 @@ class Metrics:
         self.observations.labels(camera)
         for stage in FRAME_STAGES:
             self.camera_frames.labels(camera, stage)
-        for reason in DROP_REASONS:
+        for reason in DROPS:
             self.camera_dropped.labels(camera, reason)
-        for reason in RECONNECT_REASONS:
+        for reason in RECONNECTS:
             self.camera_reconnects.labels(camera, reason)
         self._rates[camera] = rate
 
@@ -294,12 +313,12 @@ class Metrics:
         self.observations.remove(camera)
         for stage in FRAME_STAGES:
             self.camera_frames.remove(camera, stage)
-        for reason in DROP_REASONS:
+        for reason in DROPS:
             self.camera_dropped.remove(camera, reason)
-        for reason in RECONNECT_REASONS:
+        for reason in RECONNECTS:
             self.camera_reconnects.remove(camera, reason)
 
 
 def _one_of(value: str, allowed: Sequence[str]) -> str:
     """Keep the label set fixed: what is not foreseen is `other`."""
-    return value if value in allowed else "other"
+    return value if value in allowed else OTHER

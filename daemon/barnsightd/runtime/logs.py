@@ -28,9 +28,7 @@ _ASSIGNED = re.compile(
     r"(?P<name>\b(?:password|passwd|user-pw)['\"]?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;&]+)",
     re.IGNORECASE,
 )
-_AUTHORIZATION = re.compile(
-    r"(?P<name>\bauthorization\s*[=:]\s*(?:basic|digest|bearer)\s+)[^\r\n]+", re.IGNORECASE
-)
+_AUTHORIZATION = re.compile(r"(?P<name>\bauthorization\s*[=:]\s*(?:basic|digest|bearer)\s+)[^\r\n]+", re.IGNORECASE)
 _SECRET_KEY = re.compile(r"password|passwd|user_pw|secret|token|api_?key|authorization", re.IGNORECASE)
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 

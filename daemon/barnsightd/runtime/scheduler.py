@@ -53,7 +53,7 @@ class Scheduler:
         self._errands_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self.progress_monotonic_ns = time.monotonic_ns()
-        self.fatal: Exception | None = None
+        self.fatal: BarnsightError | None = None
         self.stride = 1
 
     def start(self) -> None:

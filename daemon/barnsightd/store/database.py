@@ -1,8 +1,8 @@
 """The SQLite file of a store: sessions, tracks, which files they were taken from, and configuration history.
 
-Sessions and tracks can be rebuilt from the sealed observations; `absorb` takes one sealed file into account exactly
-once, in daily work as in a rebuild. WAL with `synchronous=NORMAL`: a power cut may lose the newest commits and never
-damages the file, and what is lost is absorbed again at the next start.
+Sessions and tracks can be rebuilt from the sealed observations; `absorb` takes one sealed file into account
+exactly once, in daily work as in a rebuild. WAL with `synchronous=NORMAL`: a power cut may lose the newest commits
+and never damages the file, and what is lost is absorbed again at the next start.
 """
 
 from __future__ import annotations
@@ -70,10 +70,8 @@ class Database:
 
         Raises StoreDataError where it is damaged, StoreError where a newer Barnsight wrote it.
         """
-        with _translated("open database", path):
-            connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+        with _translated(path):
+            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             try:
                 verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if verdict != "ok":
@@ -88,12 +86,12 @@ class Database:
 
     def last_sessions(self) -> dict[str, int]:
         """Return the highest session number of each camera."""
-        with _translated("read sessions", self._path):
+        with _translated(self._path):
             return dict(self._connection.execute("SELECT camera, max(session) FROM sessions GROUP BY camera"))
 
     def begin_session(self, camera: str, session: int, started_ns: int, model_set: str) -> None:
         """Note a session; an earlier one of the camera that is still open ends where it begins."""
-        with self._transaction("begin session") as connection:
+        with self._transaction() as connection:
             connection.execute(
                 "UPDATE sessions SET ended_ns = max(started_ns, ?) WHERE camera = ? AND ended_ns IS NULL",
                 (started_ns, camera),
@@ -105,7 +103,7 @@ class Database:
 
     def end_session(self, camera: str, ended_ns: int) -> None:
         """Note the end of the camera's open session, if it has one."""
-        with self._transaction("end session") as connection:
+        with self._transaction() as connection:
             connection.execute(
                 "UPDATE sessions SET ended_ns = max(started_ns, ?) WHERE camera = ? AND ended_ns IS NULL",
                 (ended_ns, camera),
@@ -114,7 +112,7 @@ class Database:
     def record_config(self, applied_ns: int, config: str) -> None:
         """Keep a configuration unless it is the one kept last; only the newest thousand stay."""
         sha256 = hashlib.sha256(config.encode()).hexdigest()
-        with self._transaction("record configuration") as connection:
+        with self._transaction() as connection:
             last = connection.execute("SELECT sha256 FROM config_history ORDER BY rowid DESC LIMIT 1").fetchone()
             if last != (sha256,):
                 connection.execute("INSERT INTO config_history VALUES (?, ?, ?)", (applied_ns, sha256, config))
@@ -125,7 +123,7 @@ class Database:
 
     def absorbed(self) -> set[str]:
         """Return the paths of the sealed files whose observations are in the tables."""
-        with _translated("read catalog", self._path):
+        with _translated(self._path):
             return {path for (path,) in self._connection.execute("SELECT path FROM sealed")}
 
     def absorb(self, name: RecordName, observations: pa.Table) -> None:
@@ -136,7 +134,7 @@ class Database:
         tracks = observations.group_by(["session", "track"]).aggregate(
             [("captured_ns", "min"), ("captured_ns", "max"), ("track", "count"), ("score", "mean")]
         )
-        with self._transaction("absorb observations") as connection:
+        with self._transaction() as connection:
             catalogued = connection.execute(
                 "INSERT OR IGNORE INTO sealed VALUES (?, ?)", (name.parquet.as_posix(), len(observations))
             )
@@ -164,16 +162,16 @@ class Database:
             )
 
     def forget(self, name: RecordName) -> None:
-        """Drop a sealed file that retention deleted, and the camera's tracks and sessions that ended with its hour."""
+        """Drop a deleted sealed file, and the camera's tracks and sessions that ended with its hour."""
         end_ns = (name.hour + 1) * NS_PER_HOUR
-        with self._transaction("forget observations") as connection:
+        with self._transaction() as connection:
             connection.execute("DELETE FROM sealed WHERE path = ?", (name.parquet.as_posix(),))
             connection.execute("DELETE FROM tracks WHERE camera = ? AND last_seen_ns < ?", (name.camera, end_ns))
             connection.execute("DELETE FROM sessions WHERE camera = ? AND ended_ns < ?", (name.camera, end_ns))
 
     def clear_derived(self) -> None:
         """Empty every table that can be rebuilt from sealed observations."""
-        with self._transaction("clear tables") as connection:
+        with self._transaction() as connection:
             for statement in ("DELETE FROM tracks", "DELETE FROM sealed", "DELETE FROM sessions WHERE inferred"):
                 connection.execute(statement)
 
@@ -182,8 +180,8 @@ class Database:
         self._connection.close()
 
     @contextmanager
-    def _transaction(self, op: str) -> Iterator[sqlite3.Connection]:
-        with _translated(op, self._path):
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _translated(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -195,13 +193,13 @@ class Database:
 
 
 @contextmanager
-def _translated(op: str, path: Path) -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     """Name SQLite's errors as the store does: the disk's faults apart from damage."""
     try:
         yield
     except sqlite3.OperationalError as error:
         number = _ERRNO_OF_MESSAGE.get(str(error), errnos.EIO)
-        raise StoreWriteError(op, path, OSError(number, str(error))) from error
+        raise StoreWriteError("database", path, OSError(number, str(error))) from error
     except sqlite3.DatabaseError as error:
         raise StoreDataError(f"{path}: {error}; `barnsight db repair` rebuilds it") from error
 

@@ -18,13 +18,14 @@ TEMPORARY = ".tmp"
 
 
 class StoreWriteError(StoreError):
-    """The disk refused an operation of the store; `op` names it, `errno` is the name of its error number."""
+    """The disk refused `op` (append, flush, seal, retention, database, set aside) with error `errno`."""
 
     def __init__(self, op: str, path: Path, cause: OSError) -> None:
         self.op = op
-        self.errno = errnos.errorcode.get(cause.errno or 0, "EIO")
+        self.errno = cause.errno or errnos.EIO
         reason = cause.strerror or str(cause)
-        super().__init__(f"{path}: {op} failed: {reason} ({self.errno}); free space or check the disk")
+        name = errnos.errorcode.get(self.errno, self.errno)
+        super().__init__(f"{path}: {op} failed: {reason} ({name}); free space or check the disk")
 
 
 @contextmanager

@@ -6,8 +6,8 @@
     observations/camera=<camera>/date=2026-11-04/13-00000007.parquet      the same, sealed
     quarantine/                                              what was found damaged
 
-A segment becomes exactly one Parquet file of the same camera, hour and number. Numbers only grow within a store, so a
-wall clock that jumps back never meets a name that is taken. Hours and dates are UTC.
+A segment becomes exactly one Parquet file of the same camera, hour and number. Numbers only grow within a store,
+so a wall clock that jumps back never meets a name that is taken. Hours and dates are UTC.
 """
 
 from __future__ import annotations

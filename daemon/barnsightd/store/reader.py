@@ -41,7 +41,7 @@ def read_observations(
 
 
 def _tables(root: Path, wanted: Callable[[RecordName], bool]) -> Iterator[tuple[RecordName, pa.Table]]:
-    """Read each wanted record once, though a segment may be sealed meanwhile: segments first, then what is sealed."""
+    """Read each wanted record once, though it may be sealed meanwhile: segments first, then sealed files."""
     read = set()
     for name in filter(wanted, segments(root)):
         try:

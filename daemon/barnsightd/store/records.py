@@ -74,12 +74,13 @@ class StoreSettings:
 class StoreUsage:
     """Bytes now, and counts since the store was opened.
 
-    `used_bytes` and `quota_bytes` are by kind of file. `dropped` counts observations that found no room,
-    `damaged_spans` places in segments where records could not be read.
+    `used_bytes` and `quota_bytes` are those of the records, sealed or not. `dropped` counts observations that found
+    no room, `damaged_spans` places in segments where records could not be read; `degraded` says that the disk refuses
+    something now.
     """
 
-    used_bytes: dict[str, int]
-    quota_bytes: dict[str, int]
+    used_bytes: int
+    quota_bytes: int
     free_bytes: int
     reserve_bytes: int
     written_bytes: int
@@ -92,8 +93,8 @@ class StoreUsage:
 class Store:
     """The one writer of a store's folder.
 
-    `append`, `maintain`, `flush` and `close` belong to one thread; `begin_session`, `record_config` and `usage` may
-    be called from any and never wait for the disk.
+    `append`, `maintain`, `flush` and `close` belong to one thread; `begin_session`, `record_config` and `usage`
+    may be called from any and never wait for the disk.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, lock: int, model_set: str) -> None:
@@ -102,8 +103,8 @@ class Store:
         self._settings = settings
         self._lock = lock
         self._model_set = model_set
-        self._damaged = Kind(QUARANTINE, QUARANTINE_BYTES, True, lambda: oldest_quarantined(root))
-        self._records = Kind("records", settings.quota_bytes, False, lambda: oldest_observations(root))
+        self._damaged = Kind(QUARANTINE_BYTES, True, lambda: oldest_quarantined(root))
+        self._records = Kind(settings.quota_bytes, False, lambda: oldest_observations(root))
         self._pending: dict[tuple[str, int], list[Observation]] = {}  # by camera and hour
         self._pending_count = 0
         self._pending_since_ns: int | None = None
@@ -126,8 +127,8 @@ class Store:
     def open(cls, path: Path, settings: StoreSettings | None = None, *, model_set: str = "") -> Store:
         """Open or create the store at `path` and mend what a power cut or a damaged disk left behind.
 
-        Raises StoreAccessError where the folder cannot be written, StoreError where another process has it open or a
-        newer Barnsight wrote it.
+        Raises StoreAccessError where the folder cannot be written, StoreError where another process has it open
+        or a newer Barnsight wrote it.
         """
         lock = _take_lock(path)
         try:
@@ -137,7 +138,12 @@ class Store:
             raise
 
     def begin_session(self, camera: str, started_ns: int) -> int:
-        """Return the number of a new session of `camera`; it is one more than the last, also across restarts."""
+        """Return the number of a new session of `camera`; it is one more than the last, also across restarts.
+
+        Raises StoreError where `camera` cannot name a folder.
+        """
+        if not is_camera_name(camera):
+            raise StoreError(f"camera {camera!r}: a name is a-z, 0-9 and -, at most 63 characters; rename the camera")
         with self._sessions_lock:
             session = self._last_session[camera] = self._last_session.get(camera, 0) + 1
         entry = partial(
@@ -155,11 +161,11 @@ class Store:
         self._journal.append(partial(Database.record_config, applied_ns=applied_ns, config=config))
 
     def append(self, observations: Sequence[Observation], now_ns: int | None = None) -> bool:
-        """Hold the observations of a frame until the next flush; False where there is no room and they are dropped.
+        """Hold a frame's observations until the next flush; False where the store is full and they are dropped.
 
         `now_ns` is monotonic.
         """
-        if self._pending_count + len(observations) > PENDING_OBSERVATIONS:
+        if self.full:
             self._dropped += len(observations)
             return False
         if observations and self._pending_since_ns is None:
@@ -169,6 +175,16 @@ class Store:
             self._last_captured_ns[seen.camera] = seen.captured_ns
         self._pending_count += len(observations)
         return True
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the disk that no more is taken."""
+        return self._pending_count >= PENDING_OBSERVATIONS
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the disk refuses something now."""
+        return bool(self._retry_at_ns)
 
     def maintain(self, now_ns: int | None = None) -> tuple[StoreWriteError, ...]:
         """Do what is due at `now_ns` (monotonic): flush, seal, account, make room; cheap where nothing is.
@@ -260,17 +276,16 @@ class Store:
 
     def usage(self) -> StoreUsage:
         """Measure the store; a disk that is gone counts as one without room."""
-        kinds = (self._damaged, self._records)
         return StoreUsage(
-            used_bytes={kind.name: kind.used_bytes for kind in kinds},
-            quota_bytes={kind.name: kind.quota_bytes for kind in kinds},
+            used_bytes=self._records.used_bytes,
+            quota_bytes=self._records.quota_bytes,
             free_bytes=self._free_bytes(),
             reserve_bytes=self._settings.reserve_bytes,
             written_bytes=self._written_bytes,
             observations=self._observations,
             dropped=self._dropped,
             damaged_spans=self._damaged_spans,
-            degraded=bool(self._retry_at_ns),
+            degraded=self.degraded,
         )
 
     def close(self) -> None:

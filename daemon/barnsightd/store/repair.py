@@ -6,13 +6,13 @@ power cut leaves one, and the next start cuts it off.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -55,15 +55,13 @@ class Report:
         """Return 0 for a sound store, 65 for a damaged one."""
         return os.EX_OK if self.ok else os.EX_DATAERR
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {**asdict(self), "ok": self.ok}
+    def to_json(self) -> str:
+        """Return the report as one JSON object on one line."""
+        return json.dumps({**asdict(self), "ok": self.ok})
 
-    def text(self) -> str:
+    def __str__(self) -> str:
         """Return the report as lines for a terminal."""
-        holds = (
-            f"{self.observations} observations in {self.sealed_files} sealed files and {self.segments} segments"
-        )
+        holds = f"{self.observations} observations in {self.sealed_files} sealed files and {self.segments} segments"
         lines = [f"{self.path}: {holds}"]
         lines += [f"  repaired  {finding.file}: {finding.problem}" for finding in self.repaired]
         lines += [
@@ -75,7 +73,7 @@ class Report:
 
 
 def check(path: Path) -> Report:
-    """Read the whole store and report; changes nothing. Raises StoreError where there is none or it is unreadable."""
+    """Read the whole store and report, changing nothing; raises StoreError where that is impossible."""
     if not (path / SEGMENTS).is_dir() and not (path / OBSERVATIONS).is_dir() and not (path / DATABASE).exists():
         raise StoreError(f"{path}: there is no store here; name the folder given as storage.path")
     findings: list[Finding] = []
@@ -102,9 +100,7 @@ def check(path: Path) -> Report:
                 findings.append(Finding(name.parquet.as_posix(), f"cannot be read: {reason}", damage=True))
         findings.extend(_check_database(path))
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read: {error}; run as the service's user or check the disk"
-        ) from error
+        raise StoreError(f"{path}: cannot be read: {error}; run as the service's user or check the disk") from error
     return Report(str(path), segment_count, sealed_count, observations, tuple(findings))
 
 

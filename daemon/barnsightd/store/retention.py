@@ -19,7 +19,6 @@ from barnsightd.store.layout import OBSERVATIONS, QUARANTINE
 class Kind:
     """One kind of file. `used_bytes` is kept by who writes; `oldest_first` lists what may be deleted."""
 
-    name: str
     quota_bytes: int
     gives_way: bool
     oldest_first: Callable[[], Iterable[Path]]
@@ -35,7 +34,7 @@ def evict(kinds: Sequence[Kind], short_bytes: int) -> Iterator[Path]:
         over_quota = kind.used_bytes - kind.quota_bytes
         excess = max(over_quota, short_bytes) if kind.gives_way else over_quota
         for path in kind.oldest_first() if excess > 0 else ():
-            with writing("evict", path):
+            with writing("retention", path):
                 size = path.stat().st_size
                 path.unlink()
             yield path

@@ -36,6 +36,6 @@ def seal(root: Path, name: RecordName, content: Scan) -> int:
 
 
 def read_sealed(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a sealed file, checking its page checksums; raises pyarrow.ArrowInvalid or OSError where it is damaged."""
+    """Read a sealed file and check its pages; raises pyarrow.ArrowInvalid or OSError where it is damaged."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns)

@@ -1,13 +1,12 @@
 """Append-only segments: one flush of observations per CRC-framed record, durable when `append` returns.
 
     segment  magic "BARNSEG1", records
-    record   marker (4 bytes), payload length (uint32), CRC-32 of length and payload (uint32), payload; little-endian
-    payload  one Arrow IPC stream, zstd: it carries its own schema, so old segments stay readable and a damaged header
-             costs nothing
+    record   marker (4 bytes), payload length and CRC-32 of length and payload (uint32 each, little-endian), payload
+    payload  one Arrow IPC stream, zstd: it carries its own schema, so old segments stay readable
 
-Measured on 144 observations (2 s of a pen of 12): packed structs take 101 bytes each and 4 µs, Arrow with zstd 76
-bytes and 24 µs. At a pen's 72 observations a second either cost is nothing, and Arrow is sealed into Parquet without
-touching single rows. A reader that meets damage looks for the next marker whose CRC holds.
+Measured on 144 observations (2 s of a pen of 12): packed structs take 101 bytes each and 4 µs, Arrow with zstd
+76 bytes and 24 µs. At a pen's 72 observations a second either cost is nothing, and Arrow is sealed into Parquet
+without touching single rows. A reader that meets damage looks for the next marker whose CRC holds.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
 class Scan:
     """What a segment holds: its sound records, and how many bytes were not.
 
-    `sound_bytes` is where the last sound record ends; `damaged_bytes` in `damaged_spans` lie before it, `torn_bytes`
-    after it, left by a write that never finished.
+    `sound_bytes` is where the last sound record ends; `damaged_bytes` in `damaged_spans` lie before it,
+    `torn_bytes` after it, left by a write that never finished.
     """
 
     batches: tuple[pa.RecordBatch, ...]
@@ -120,7 +119,7 @@ class Segment:
     def create(cls, root: Path, name: RecordName, opened_ns: int) -> Segment:
         """Begin a segment where no file is; raises StoreWriteError."""
         path = root / name.segment
-        with writing("create segment", path):
+        with writing("append", path):
             make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         return cls(root, name, descriptor, 0, opened_ns)
@@ -129,7 +128,7 @@ class Segment:
     def resume(cls, root: Path, name: RecordName, sound_bytes: int, opened_ns: int) -> Segment:
         """Go on with a segment that an earlier process left, cutting what follows its last sound record."""
         path = root / name.segment
-        with writing("resume segment", path):
+        with writing("append", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             os.ftruncate(descriptor, sound_bytes)
             os.fsync(descriptor)

@@ -1,7 +1,8 @@
 """The writer thread: takes each frame's observations off a bounded queue and keeps the store going.
 
 Its progress time stamp advances also while nothing arrives, and stands still while the disk hangs: it feeds the
-watchdog. A full or failing disk does not stop it; what finds no room is dropped newest first, counted and reported.
+watchdog. A full or failing disk does not stop it; the store takes no more, the queue fills, and what comes then is
+refused, the newest first, until the disk is back.
 """
 
 from __future__ import annotations
@@ -9,50 +10,40 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable
 
 import structlog
 
 from barnsightd.errors import BarnsightError
 from barnsightd.store.files import StoreWriteError
-from barnsightd.store.records import Store, StoreSettings, StoreUsage
+from barnsightd.store.records import Store, StoreUsage
 from barnsightd.types import Observation
 
-__all__ = ["Store", "StoreListener", "StoreSettings", "StoreUsage", "StoreWriteError", "Writer"]
-
 TICK_S = 0.1
-USAGE_EVERY_NS = 5_000_000_000
 CAPACITY_FRAMES = 256
 
 log = structlog.get_logger(__name__)
 
 
-class StoreListener(Protocol):
-    """Who wants to know how the store is; called on the writer thread."""
-
-    def store_error(self, op: str, errno: str) -> None:
-        """An operation of the store failed with the error number of that name."""
-        ...
-
-    def storage(self, usage: StoreUsage) -> None:
-        """The store was measured."""
-        ...
-
-
 class Writer:
-    """Owns a store from `start` to `stop`, and closes it."""
+    """Owns a store from `start` to `stop`, which closes it."""
 
-    def __init__(self, store: Store, listener: StoreListener, *, capacity_frames: int = CAPACITY_FRAMES) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_error: Callable[[str, int], None],
+        capacity_frames: int = CAPACITY_FRAMES,
+    ) -> None:
+        """`on_error(op, errno)` learns, on the writer thread, of each time that the disk refused something."""
         self._store = store
-        self._listener = listener
+        self._on_error = on_error
         self._queue: queue.Queue[tuple[Observation, ...]] = queue.Queue(capacity_frames)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._failing: set[tuple[str, str]] = set()
-        self._usage_due_ns = 0
-        self.dropped_frames = 0
+        self._failing: set[tuple[str, int]] = set()
         self.progress_monotonic_ns = time.monotonic_ns()
-        self.fatal: Exception | None = None
+        self.fatal: BarnsightError | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -69,13 +60,20 @@ class Writer:
         return self._queue.qsize()
 
     def submit(self, observations: tuple[Observation, ...]) -> bool:
-        """Queue a frame's observations without waiting; False where the queue is full and they are dropped."""
+        """Queue a frame's observations without waiting; False where there is no room and they are dropped."""
         try:
             self._queue.put_nowait(observations)
         except queue.Full:
-            self.dropped_frames += 1
             return False
         return True
+
+    def record_config(self, applied_ns: int, config: str) -> None:
+        """Keep a configuration, its secrets masked, in the store's history."""
+        self._store.record_config(applied_ns, config)
+
+    def usage(self) -> StoreUsage:
+        """Measure the store."""
+        return self._store.usage()
 
     def stop(self, deadline_s: float) -> bool:
         """Write what is queued, flush and close; whether all of it was done within `deadline_s`."""
@@ -85,39 +83,41 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while not (self._stopping.is_set() and self._queue.empty()):
-                self._advance()
+            while not self._stopping.is_set():
+                self._take_one()
+                self._report(self._store.maintain())
+                self.progress_monotonic_ns = time.monotonic_ns()
+            while not self._queue.empty():
+                self._store.append(self._queue.get_nowait())
             self._store.close()
-            self._listener.storage(self._store.usage())
+        except StoreWriteError as fault:
+            self._on_error(fault.op, fault.errno)
+            self._end_with(fault)
+        except BarnsightError as error:
+            self._end_with(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the owner has to learn of it
-            if isinstance(error, StoreWriteError):
-                self._listener.store_error(error.op, error.errno)
-            self.fatal = (
-                error if isinstance(error, BarnsightError) else BarnsightError(f"the writer failed: {error!r}")
-            )
-            log.error("the writer ended", error=str(self.fatal))
+            self._end_with(BarnsightError(f"the writer failed: {error!r}; run `barnsight db check`"))
 
-    def _advance(self) -> None:
+    def _take_one(self) -> None:
+        if self._store.full:
+            self._stopping.wait(TICK_S)
+            return
         try:
-            observations = self._queue.get(timeout=TICK_S)
+            self._store.append(self._queue.get(timeout=TICK_S))
         except queue.Empty:
-            observations = ()
-        if not self._store.append(observations):
-            self.dropped_frames += 1
-        self._report(self._store.maintain())
-        self.progress_monotonic_ns = time.monotonic_ns()
+            return
 
     def _report(self, faults: tuple[StoreWriteError, ...]) -> None:
+        """Count every fault, log each kind once, and once that all is well again."""
         for fault in faults:
-            self._listener.store_error(fault.op, fault.errno)
+            self._on_error(fault.op, fault.errno)
             if (fault.op, fault.errno) not in self._failing:
                 self._failing.add((fault.op, fault.errno))
                 log.error("the store cannot write; it keeps trying", op=fault.op, error=str(fault))
-        now_ns = time.monotonic_ns()
-        if now_ns >= self._usage_due_ns:
-            self._usage_due_ns = now_ns + USAGE_EVERY_NS
-            usage = self._store.usage()
-            self._listener.storage(usage)
-            if self._failing and not usage.degraded:
-                self._failing.clear()
-                log.info("the store writes again", dropped_observations=usage.dropped)
+        if self._failing and not self._store.degraded:
+            self._failing.clear()
+            log.info("the store writes again")
+
+    def _end_with(self, error: BarnsightError) -> None:
+        self.fatal = error
+        log.error("the writer ended", error=str(error))

@@ -1,10 +1,11 @@
 """The life of a track: hot start, confirmation, keep-alive, removal (SAM 3's rules, step 4 of its video loop).
 
 A track is born from a strong detection. In its hot start it is removed after a few misses, since a false alarm
-rarely comes back. It is confirmed, and only then reported, after a few matches, or at once where the detection
-leaves no doubt. Every match refills its keep-alive, every miss drains it; a confirmed track out of sight is
-lost until it is found again or the keep-alive has run out. SAM 3 counts frames; here all ages are nominal
-frames or seconds of the clock, so that a dropped frame changes nothing.
+rarely comes back; SAM 3 does so to any young track, here a few matches put it beyond doubt. It is confirmed, and
+only then reported, after those matches, or at once where the first detection was sure. Every match refills its
+keep-alive, every miss drains it; a confirmed track out of sight is lost until it is found again or the keep-alive
+has run out. SAM 3 counts frames; here all ages are nominal frames or seconds of the clock, so that a dropped frame
+changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class TrackingSettings:
     sure_score: float = 0.85
     match_affinity: float = 0.25
     weak_affinity: float = 0.4
-    new_iou: float = 0.1
+    new_iou: float = 0.3
     double_iou: float = 0.7
     kept_share: float = 0.3
     confirm_matches: int = 3
@@ -168,7 +169,9 @@ class Target:
     def is_over(self, now_ns: int, settings: TrackingSettings) -> bool:
         """Whether the track is to be removed: a false alarm in its hot start, or unseen for too long."""
         in_hot_start = self.age_frames(now_ns, settings.fps) <= settings.hot_start_frames
-        return (in_hot_start and self.misses >= settings.hot_start_misses) or self.keep_alive_s <= 0
+        unproven = self.matches < settings.confirm_matches
+        false_alarm = in_hot_start and unproven and self.misses >= settings.hot_start_misses
+        return false_alarm or self.keep_alive_s <= 0
 
     def as_track(self, now_ns: int, settings: TrackingSettings) -> Track:
         """What the other stages get to know of the target."""

@@ -86,8 +86,8 @@ class Session:
         if not self._targets or not len(detections):
             return {}
         settings = self.settings
-        states = np.array([target.state(settings) for target in self._targets])
-        in_sight = states == TrackState.CONFIRMED
+        in_sight = self._are(TrackState.CONFIRMED)
+        beginners = self._are(TrackState.TENTATIVE)
         usable = detections.scores >= settings.min_score
         strong = detections.scores >= settings.strong_score
 
@@ -99,8 +99,8 @@ class Session:
             [
                 Round(in_sight, strong, overlap, settings.match_affinity),
                 Round(in_sight, usable, overlap, settings.weak_affinity),
-                Round(states == TrackState.TENTATIVE, usable, overlap, settings.match_affinity),
-                Round(states != TrackState.TENTATIVE, strong, nearness, 0.0),
+                Round(beginners, usable, overlap, settings.match_affinity),
+                Round(~beginners, strong, nearness, 0.0),
             ]
         )
 
@@ -172,10 +172,12 @@ class Session:
     def _report(self, now_ns: int) -> tuple[Track, ...]:
         """The tracks that are trusted and visible on this frame."""
         return tuple(
-            target.as_track(now_ns, self.settings)
-            for target in self._targets
-            if target.confirmed and target.visible
+            target.as_track(now_ns, self.settings) for target in self._targets if target.confirmed and target.visible
         )
+
+    def _are(self, state: TrackState) -> NDArray[np.bool_]:
+        """Which targets are in a state, (T,)."""
+        return np.array([target.state(self.settings) is state for target in self._targets])
 
     def _masks(self) -> NDArray[np.bool_]:
         """This frame's mask of each target, (T, h, w)."""

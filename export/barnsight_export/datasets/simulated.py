@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from barnsight_export.simbarn.arrangement import arrange
 from barnsight_export.simbarn.render import Renderer
-from barnsight_export.simbarn.scene import SPLITS, Split, sample_scene
+from barnsight_export.simbarn.scene import SPLITS, Split, sample_light, sample_scene, sample_sensor
 
 SPECIES = ("pig", "cow")
 MAX_ANIMALS = 30
 SHARD = 200
-POSES_PER_SCENE = 2  # the same pen is pictured twice with the herd rearranged
-ASPECTS = ((1.42, 0.80), (1.23, 0.92), (1.04, 1.04), (0.92, 1.23))  # width, height over the square's side
+POSES_PER_SCENE = 3  # the same pen is pictured again with the herd rearranged, at another hour, by another camera
+ASPECTS = ((1.36, 0.77), (1.18, 0.89), (1.0, 1.0), (0.89, 1.18))  # width, height over the square's side
 ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 
@@ -57,6 +57,9 @@ def pictures(
         )
         renderer = Renderer(scene)
         for frame in range(min(POSES_PER_SCENE, count - made)):
+            if frame:
+                light = sample_light(rng, scene.spec, scene.pen_m)
+                renderer.relight(light, sample_sensor(rng, scene.spec, light))
             shot = renderer.render(arrange(scene, rng), frame=frame)
             image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
             ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)

@@ -93,9 +93,7 @@ class Detector(nn.Module):
             "dropout": config.dropout,
         }
         encoder = Sam3DETREncoderConfig(num_layers=config.encoder_layers, **transformer)
-        decoder = Sam3DETRDecoderConfig(
-            num_layers=config.decoder_layers, num_queries=config.queries, **transformer
-        )
+        decoder = Sam3DETRDecoderConfig(num_layers=config.decoder_layers, num_queries=config.queries, **transformer)
         mask = Sam3MaskDecoderConfig(
             hidden_size=config.width,
             num_attention_heads=config.heads,

@@ -69,7 +69,9 @@ def export_model_set(
             )
 
     names = model.concept_names
-    _write_arrays(folder / "concepts.npz", {n: c[None].numpy() for n, c in zip(names, model.concepts.detach())})
+    _write_arrays(
+        folder / "concepts.npz", {n: c[None].numpy() for n, c in zip(names, model.concepts.detach(), strict=True)}
+    )
     golden_input = torch.from_numpy(golden_image) if golden_image is not None else image
     _write_arrays(folder / "golden.npz", _golden(model, golden_input))
     manifest = _manifest(model, preset, folder, trained_on, _shapes(model, image))
@@ -100,11 +102,9 @@ def _export_graph(
 
 def _run_torch(model: Sam3, role: str, inputs: Arrays) -> Arrays:
     tensors = [torch.from_numpy(value) for value in inputs.values()]
-    module, names = (
-        (model.encoder, ENCODER_OUTPUTS) if role == "encoder" else (model.detector, DETECTOR_OUTPUTS)
-    )
+    module, names = (model.encoder, ENCODER_OUTPUTS) if role == "encoder" else (model.detector, DETECTOR_OUTPUTS)
     with torch.no_grad():
-        return {name: value.numpy() for name, value in zip(names, module(*tensors))}
+        return {name: value.numpy() for name, value in zip(names, module(*tensors), strict=True)}
 
 
 def _difference(model: Sam3, folder: Path, role: str, seed: int, preset: Preset) -> float:
@@ -118,7 +118,7 @@ def _difference(model: Sam3, folder: Path, role: str, seed: int, preset: Preset)
     session = ort.InferenceSession(str(folder / f"{role}.onnx"), providers=["CPUExecutionProvider"])
     expected = _run_torch(model, role, inputs)
     found = session.run(list(expected), inputs)
-    return max(float(np.abs(f - e).max()) for f, e in zip(found, expected.values()))
+    return max(float(np.abs(f - e).max()) for f, e in zip(found, expected.values(), strict=True))
 
 
 def _golden(model: Sam3, image: Tensor) -> Arrays:

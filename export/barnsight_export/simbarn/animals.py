@@ -125,7 +125,7 @@ def animal_of(herd_seed: int, number: int, species: str, *, day: int = 0, weight
     condition = float(np.clip(rng.normal(0.5, 0.2), 0, 1))
     girth = float((0.88 + 0.24 * condition) * rng.uniform(0.97, 1.03))
     anatomy = ANATOMY[species]
-    coat, dark = (_pig_coat if species == "pig" else _cow_coat)(rng)
+    coat, dark = _pig_coat(rng, _breed(herd_seed)) if species == "pig" else _cow_coat(rng)
     pink = np.array([1.0, 0.86, 0.82], np.float32) * rng.uniform(0.85, 1.02)
     neutral = np.full(3, rng.uniform(0.75, 1.0), np.float32)
     tags = np.array([(0.95, 0.8, 0.1), (0.95, 0.5, 0.1), (0.9, 0.9, 0.9), (0.2, 0.4, 0.8), (0.3, 0.7, 0.3)], np.float32)
@@ -163,14 +163,28 @@ def _patches(rng: Rng, cells: int, share: float, edge: float = 6.0) -> Floats:
     return np.asarray(np.clip((field - np.quantile(field, 1 - share)) * edge + 0.5, 0, 1), np.float32)
 
 
-def _pig_coat(rng: Rng) -> tuple[Floats, bool]:
+PIG_COATS = ("light", "white", "spotted", "black", "brown", "belted")
+BREEDS = {  # shares of PIG_COATS: pens are mostly of one breed
+    "white": (0.62, 0.36, 0.02, 0.0, 0.0, 0.0),
+    "crossbred": (0.55, 0.22, 0.15, 0.04, 0.04, 0.0),
+    "mixed": (0.28, 0.14, 0.18, 0.13, 0.17, 0.10),
+    "dark": (0.05, 0.0, 0.1, 0.35, 0.4, 0.1),
+}
+
+
+def _breed(herd_seed: int) -> tuple[float, ...]:
+    breed = np.random.default_rng([herd_seed, 11]).choice(list(BREEDS), p=(0.46, 0.27, 0.19, 0.08))
+    return BREEDS[str(breed)]
+
+
+def _pig_coat(rng: Rng, shares: tuple[float, ...]) -> tuple[Floats, bool]:
     """Coat (96, 192, 3) in 0..1 and whether snout and ears are dark."""
     pink = np.array([0.90, 0.68, 0.60], np.float32) * rng.uniform(0.8, 1.08)
     pale = np.array([0.95, 0.85, 0.79], np.float32) * rng.uniform(0.92, 1.06)
     black = np.array([0.12, 0.11, 0.11], np.float32) * rng.uniform(0.6, 1.6)
     brown = np.array([0.50, 0.30, 0.18], np.float32) * rng.uniform(0.55, 1.2)
     light = pink if rng.random() < 0.45 else pale * 0.6 + pink * 0.4
-    kind = rng.choice(["light", "white", "spotted", "black", "brown", "belted"], p=[0.42, 0.22, 0.13, 0.08, 0.1, 0.05])
+    kind = rng.choice(PIG_COATS, p=shares)
     if kind == "white":
         return _skin(rng, pale, 0.025), False
     if kind == "spotted":
@@ -275,9 +289,11 @@ def body_of(animal: Animal, pose: Pose) -> Body:
     snout = np.clip((along - 0.40) / 0.05, 0, 1)[:, None]
     tint = 1 - snout + snout * animal.snout_tint
 
-    parts: list[tuple[Floats, Floats, Floats, Floats, Floats]] = [(center, frame, radii, rest, tint)]
-    parts.append(_legs(animal, anatomy, pose, along, path, frame))
-    parts.append(_details(animal, anatomy, along, center, frame, half_width, half_height))
+    parts: list[tuple[Floats, ...]] = [
+        (center, frame, radii, rest, tint),
+        _legs(animal, anatomy, pose, along, path, frame),
+        _details(animal, anatomy, along, center, frame, half_width, half_height),
+    ]
     local, axes, radius, rests, tints = (np.concatenate([p[i] for p in parts]).astype(np.float32) for i in range(5))
 
     turn = _rotation(np.float32([pose.heading_rad]), np.float32([0]), np.float32([0]))[0]
@@ -285,112 +301,114 @@ def body_of(animal: Animal, pose: Pose) -> Body:
     return Body(world.astype(np.float32), turn @ axes, radius * animal.length_m, rests, tints)
 
 
-def _segment(start: Floats, end: Floats, thickness: float) -> tuple[Floats, Floats, Floats]:
-    """An elongated ellipsoid from start to end: center, axes, radii."""
+Ellipsoids = tuple[Floats, Floats, Floats]  # center (K, 3), axes (K, 3, 3), radii (K, 3)
+
+
+def _segments(start: Floats, end: Floats, thickness: Floats) -> Ellipsoids:
+    """Elongated ellipsoids from start to end (K, 3), with thickness (K,)."""
     along = end - start
-    length = float(np.linalg.norm(along)) + 1e-6
+    length = np.sqrt((along**2).sum(axis=1, keepdims=True)) + 1e-6
     x = along / length
-    side = np.array([-x[1], x[0], 0.0]) if abs(x[2]) < 0.95 else np.array([1.0, 0, 0])
-    y = side - x * float(side @ x)
-    y /= np.linalg.norm(y)
-    axes = np.stack([x, y, np.cross(x, y)], axis=1)
-    return (start + end) / 2, axes.astype(np.float32), np.array([length / 2 + 0.7 * thickness, thickness, thickness])
+    upward = np.abs(x[:, 2:]) > 0.95
+    side = np.where(upward, [[1.0, 0.0, 0.0]], np.stack([-x[:, 1], x[:, 0], 0 * x[:, 0]], axis=1))
+    y = side - x * (side * x).sum(axis=1, keepdims=True)
+    y /= np.sqrt((y**2).sum(axis=1, keepdims=True))
+    z = np.stack([x[:, 1] * y[:, 2] - x[:, 2] * y[:, 1], x[:, 2] * y[:, 0] - x[:, 0] * y[:, 2], x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]], axis=1)
+    thick = np.asarray(thickness, np.float32)[:, None]
+    radii = np.concatenate([length / 2 + 0.7 * thick, thick, thick], axis=1)
+    return (start + end) / 2, np.stack([x, y, z], axis=2), radii
 
 
-def _legs(
-    animal: Animal, anatomy: Anatomy, pose: Pose, along: Floats, path: Floats, frame: Floats
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+LIMBS = np.array([(0, 1, 0.0), (0, -1, 0.5), (1, 1, 0.25), (1, -1, 0.75)])  # hind or not, side, phase of the gait
+
+
+def _legs(animal: Animal, anatomy: Anatomy, pose: Pose, along: Floats, path: Floats, frame: Floats) -> tuple[Floats, ...]:
     """Upper and lower segment of four legs: down to the floor, folded under, or stretched out on the side."""
-    shapes, rests, tints = [], [], []
-    upright = pose.upright
-    aside = (1 - upright) * abs(np.sin(pose.roll_rad))
-    tucked = (1 - upright) * (1 - abs(np.sin(pose.roll_rad)))
-    standing = max(upright, 0.0)
-    limbs = ((0, 1, 0.0), (0, -1, 0.5), (1, 1, 0.25), (1, -1, 0.75))  # front or hind, side, phase of the gait
-    for hind, side, phase in limbs:
-        hip_x, hip_y, hip_z = anatomy.hind_hip if hind else anatomy.front_hip
-        station = int(np.argmin(np.abs(along - hip_x)))
-        base = frame[station]
-        hip = path[station] + base @ np.array([0, side * hip_y * animal.girth, hip_z])
-        flat = base[:, 0] * np.array([1, 1, 0])
-        flat = flat / (np.linalg.norm(flat) + 1e-6)
-        left = np.array([-flat[1], flat[0], 0.0])
-        swing = 0.11 * pose.stride * np.sin(2 * np.pi * (pose.gait + phase))
-        raised = 0.05 * pose.stride * max(0.0, np.cos(2 * np.pi * (pose.gait + phase)))
-        down = hip * np.array([1, 1, 0]) + flat * swing + np.array([0, 0, raised])
-        fold = hip + flat * (0.10 if hind else -0.05) + left * side * (0.055 if hind else 0.03)
-        fold = fold * np.array([1, 1, 0]) + np.array([0, 0, anatomy.shank])
-        reach = base @ np.array([(-0.06 if hind else 0.05) + 0.03 * side, 0, -1.0])
-        stretch = hip + anatomy.leg * reach * np.array([1, 1, 0.35])
-        stretch[2] = max(stretch[2], anatomy.shank)
-        sitting = pose.sit if not hind else 0.0
-        weight = np.array([standing, tucked, aside]) + 1e-9
-        weight = weight * (1 - sitting) + sitting * np.array([1.0, 0, 0])
-        weight /= weight.sum()
-        foot = weight[0] * down + weight[1] * fold + weight[2] * stretch
-        bow = np.array([0.03 if hind else -0.015, 0, 0])
-        knee = 0.55 * hip + 0.45 * foot + base @ bow + left * side * tucked * (0.03 if hind else 0.015)
-        thick = anatomy.thigh[hind]
-        shapes += [_segment(hip, knee, thick), _segment(knee, foot, anatomy.shank)]
-        rests += [(hip_x, 0.05 * side, -0.02), (hip_x, 0.05 * side, -0.05)]
-        tints += [(1.0, 1.0, 1.0), (0.88, 0.86, 0.85)]
-    center, axes, radii = (np.stack(column) for column in zip(*shapes, strict=True))
-    return center, axes, radii, np.array(rests, np.float32), np.array(tints, np.float32)
+    hind, side, phase = LIMBS[:, :1] > 0, LIMBS[:, 1:2], LIMBS[:, 2:]  # (4, 1) each
+    hip_body = np.where(hind, anatomy.hind_hip, anatomy.front_hip)  # (4, 3)
+    station = np.abs(along[:, None] - hip_body[:, 0]).argmin(axis=0)
+    base = frame[station]  # (4, 3, 3)
+    sideways, downward = base[:, :, 1], base[:, :, 2]
+    hip = path[station] + sideways * side * hip_body[:, 1:2] * animal.girth + downward * hip_body[:, 2:]
+    flat = base[:, :, 0] * [1, 1, 0]
+    flat = flat / (np.sqrt((flat**2).sum(axis=1, keepdims=True)) + 1e-6)
+    left = np.stack([-flat[:, 1], flat[:, 0], 0 * flat[:, 0]], axis=1)
+    up = np.array([0.0, 0.0, 1.0])
+
+    angle = 2 * np.pi * (pose.gait + phase)
+    down = hip * [1, 1, 0] + pose.stride * (flat * 0.11 * np.sin(angle) + up * 0.05 * np.maximum(np.cos(angle), 0))
+    fold = hip + flat * np.where(hind, 0.10, -0.05) + left * side * np.where(hind, 0.045, 0.012)
+    fold = fold * [1, 1, 0] + up * anatomy.shank
+    swing = base[:, :, 0] * (np.where(hind, -0.06, 0.05) + 0.03 * side)
+    stretch = hip + anatomy.leg * (swing - downward) * [1, 1, 0.35]
+    stretch[:, 2] = np.maximum(stretch[:, 2], anatomy.shank)
+
+    on_side = abs(float(np.sin(pose.roll_rad)))
+    weight = np.array([pose.upright, (1 - pose.upright) * (1 - on_side), (1 - pose.upright) * on_side]) + 1e-9
+    sitting = np.where(hind, 0.0, pose.sit)
+    share = weight / weight.sum() * (1 - sitting) + sitting * np.array([1.0, 0.0, 0.0])  # (4, 3)
+    foot = share[:, :1] * down + share[:, 1:2] * fold + share[:, 2:] * stretch
+    knee = 0.55 * hip + 0.45 * foot + base[:, :, 0] * np.where(hind, 0.03, -0.015)
+    knee = knee + left * side * share[:, 1:2] * np.where(hind, 0.03, 0.015)
+    thick = np.where(hind[:, 0], anatomy.thigh[1], anatomy.thigh[0])
+    shape = _segments(
+        np.concatenate([hip, knee]), np.concatenate([knee, foot]), np.concatenate([thick, np.full(4, anatomy.shank)])
+    )
+    rest = np.concatenate([hip_body[:, :1], 0.05 * side, np.full((4, 1), -0.02)], axis=1)
+    tint = np.repeat([[1.0, 1.0, 1.0], [0.88, 0.86, 0.85]], 4, axis=0)
+    return *shape, np.concatenate([rest, rest]), tint
+
+
+BARE = (9.0, 0.0, 0.0)  # a rest position off the coat: the tint alone is the color
+DARK = np.array([0.05, 0.04, 0.04], np.float32)
+HORN = np.array([0.72, 0.66, 0.54], np.float32)
+UDDER = np.array([1.0, 0.82, 0.78], np.float32)
 
 
 def _details(
-    animal: Animal,
-    anatomy: Anatomy,
-    along: Floats,
-    center: Floats,
-    frame: Floats,
-    half_width: Floats,
-    half_height: Floats,
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    animal: Animal, anatomy: Anatomy, along: Floats, center: Floats, frame: Floats, half_width: Floats, half_height: Floats
+) -> tuple[Floats, ...]:
     """Ears, tag, tail, eyes, and for cattle horns and udder."""
-    shapes, rests, tints = [], [], []
-    white = np.ones(3, np.float32)
-    head = int(np.argmin(np.abs(along - 0.345)))
-    length, width = anatomy.ear
-    for side in (1, -1):
-        root = center[head] + frame[head] @ (np.array(anatomy.poll) * np.array([1, side, 1]))
-        if animal.species == "pig":
-            out = np.array([np.cos(2.2 - animal.ear_angle_rad), side * 0.85, 0.25 + 0.4 * np.sin(animal.ear_angle_rad)])
-        else:
-            out = np.array([-0.3, side * 1.0, -0.05])
-        tip = root + frame[head] @ (out / np.linalg.norm(out)) * length * 1.5
-        middle, axes, radii = _segment(root, tip, width)
-        radii[2] = 0.011
-        shapes.append((middle, axes, radii))
-        rests.append((0.33, 0.05 * side, 0.0))
-        tints.append(animal.ear_tint)
-        if animal.ear_tag is not None and side == 1:
-            shapes.append((0.4 * root + 0.6 * tip + frame[head] @ np.array([0, 0, 0.012]), axes, np.array([0.016, 0.014, 0.010])))
-            rests.append((9.0, 0.0, 0.0))
-            tints.append(animal.ear_tag)
-        eye = center[head] + frame[head] @ np.array([0.035, side * half_width[head] * 0.86, half_height[head] * 0.45])
-        shapes.append((eye, frame[head], np.full(3, 0.009)))
-        rests.append((9.0, 0.0, 0.0))
-        tints.append(np.array([0.05, 0.04, 0.04], np.float32))
-        if animal.horns:
-            start = root + frame[head] @ np.array([0.0, -0.02 * side, 0.02])
-            shapes.append(_segment(start, start + frame[head] @ np.array([0.05, 0.05 * side, 0.05]), 0.012))
-            rests.append((9.0, 0.0, 0.0))
-            tints.append(np.array([0.72, 0.66, 0.54], np.float32))
+    pig = animal.species == "pig"
+    head = int(np.abs(along - 0.345).argmin())
+    here, turn = center[head], frame[head]
+    both = np.array([[1, 1, 1], [1, -1, 1]], np.float32)
+    lift = animal.ear_angle_rad
+    out = np.array([np.cos(2.2 - lift), 0.85, 0.25 + 0.4 * np.sin(lift)] if pig else [-0.3, 1.0, -0.05])
+    root = here + (np.array(anatomy.poll) * both) @ turn.T
+    tip = root + (out / np.sqrt(out @ out) * anatomy.ear[0] * 1.5 * both) @ turn.T
     rump = center[0] + frame[0] @ np.array([-0.04, 0, 0.03])
-    drop = np.array([-0.055, 0.012, -0.03]) if animal.species == "pig" else np.array([-0.02, 0.01, -0.22])
-    end = rump + frame[0] @ drop
+    end = rump + frame[0] @ np.array([-0.055, 0.012, -0.03] if pig else [-0.02, 0.01, -0.22])
     end[2] = max(end[2], 0.012)
-    shapes.append(_segment(rump, end, 0.010))
-    rests.append((-0.48, 0.0, 0.02))
-    tints.append(white)
-    if animal.species == "cow":
-        hind = int(np.argmin(np.abs(along + 0.3)))
-        shapes.append((center[hind] + frame[hind] @ np.array([0, 0, -0.11]), frame[hind], np.array([0.07, 0.065, 0.055])))
-        rests.append((-0.3, 0.0, -0.1))
-        tints.append(np.array([1.0, 0.82, 0.78], np.float32))
-    middles, axes_, radii_ = (np.stack(column) for column in zip(*shapes, strict=True))
-    return middles, axes_, radii_, np.array(rests, np.float32), np.stack(tints)
+    starts, ends, thick = [*root, rump], [*tip, end], [anatomy.ear[1], anatomy.ear[1], 0.010]
+    rests: list[tuple[float, float, float]] = [(0.33, 0.05, 0.0), (0.33, -0.05, 0.0), (-0.48, 0.0, 0.02)]
+    tints = [animal.ear_tint, animal.ear_tint, np.ones(3, np.float32)]
+    if animal.horns:
+        horn = root + (np.array([0.0, -0.02, 0.02]) * both) @ turn.T
+        starts, ends = [*starts, *horn], [*ends, *(horn + (np.array([0.05, 0.05, 0.05]) * both) @ turn.T)]
+        thick, rests, tints = [*thick, 0.012, 0.012], [*rests, BARE, BARE], [*tints, HORN, HORN]
+    centers, axes, radii = _segments(np.array(starts), np.array(ends), np.array(thick))
+    radii[:2, 2] = 0.011  # ears are flat
+
+    eyes = here + (np.array([0.035, half_width[head] * 0.86, half_height[head] * 0.45]) * both) @ turn.T
+    spots, sizes, frames = [*eyes], [(0.009, 0.009, 0.009)] * 2, [turn, turn]
+    rests, tints = [*rests, BARE, BARE], [*tints, DARK, DARK]
+    if animal.ear_tag is not None:
+        spots.append(0.4 * root[0] + 0.6 * tip[0] + turn @ np.array([0, 0, 0.012]))
+        sizes, frames = [*sizes, (0.016, 0.014, 0.010)], [*frames, axes[0]]
+        rests, tints = [*rests, BARE], [*tints, animal.ear_tag]
+    if not pig:
+        hind = int(np.abs(along + 0.3).argmin())
+        spots.append(center[hind] + frame[hind] @ np.array([0, 0, -0.11]))
+        sizes, frames = [*sizes, (0.07, 0.065, 0.055)], [*frames, frame[hind]]
+        rests, tints = [*rests, (-0.3, 0.0, -0.1)], [*tints, UDDER]
+    return (
+        np.concatenate([centers, np.array(spots)]),
+        np.concatenate([axes, np.array(frames)]),
+        np.concatenate([radii, np.array(sizes)]),
+        np.array(rests, np.float32),
+        np.array(tints, np.float32),
+    )
 
 
 def mirrored(pose: Pose) -> Pose:

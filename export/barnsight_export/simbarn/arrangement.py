@@ -82,13 +82,15 @@ def _find_room(scene: Scene, animal: Animal, taken: list[np.ndarray], lying_shar
     best, best_gap = None, -np.inf
     lies = rng.random() < lying_share
     wanted = animal.length_m * (0.20 if lies else 0.25) * (1.0 if animal.species == "pig" else 1.15)
-    for _ in range(24):
+    others = np.concatenate(taken) if taken else np.zeros((0, 2))
+    for _ in range(12):
         x = float(rng.uniform(-1, 1) * max(w / 2 - margin, 0.1))
         y = float(rng.uniform(-1, 1) * max(d / 2 - margin, 0.1))
         pose = Pose(x, y, float(rng.uniform(-np.pi, np.pi)))
         pose = _lying(pose, rng, animal.species, flat=0.5) if lies else _upright(pose, rng, animal.species)
         points = spine_points(animal, pose)
-        gap = min((float(np.linalg.norm(points[:, None] - other[None], axis=2).min()) for other in taken), default=9.0)
+        away = points[:, None] - others[None]
+        gap = float(np.sqrt((away**2).sum(axis=2).min())) if len(others) else 9.0
         out = max(float((np.abs(points) - np.array([w, d]) / 2).max()) + 0.05, 0.0)
         gap -= 2 * out
         if gap > best_gap:

@@ -9,14 +9,14 @@ height map of the view; at night the lamp sits at the camera, as infrared lamps 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from barnsight_export.simbarn.animals import Animal, Body, Pose, body_of
-from barnsight_export.simbarn.scene import Ball, Panel, Pipe, Scene
+from barnsight_export.simbarn.scene import Ball, Light, Panel, Pipe, Scene, Sensor
 from barnsight_export.simbarn.sensor import expose
 from barnsight_export.simbarn.textures import Bytes, Floats
 
@@ -53,6 +53,7 @@ class Renderer:
         self.camera = scene.camera
         self.origin = np.asarray(scene.camera.position_m, np.float32)
         self.rays = scene.camera.rays()
+        self.planes = np.ascontiguousarray(self.rays.transpose(2, 0, 1))
         self.shape = self.rays.shape[:2]
         self.background = self._floor()
         for panel in scene.panels:
@@ -64,9 +65,18 @@ class Renderer:
         self.light_map = LightMap(scene)
         self.gain = self._metered()
 
+    def relight(self, light: Light, sensor: Sensor) -> None:
+        """The same pen at another hour, seen through another lens and recorder."""
+        self.scene = replace(self.scene, light=light, sensor=sensor)
+        self.light_map = LightMap(self.scene)
+        self.gain = self._metered()
+
     def _metered(self) -> float:
         """Exposure by the mean of the empty pen, as a camera's automatic does it, damped."""
-        radiance = self._shade(self.background, np.zeros(self.shape, np.int16), [])
+        sparse = (slice(None, None, 4), slice(None, None, 4))
+        b = self.background
+        thin = Surfaces(b.depth_m[sparse], b.albedo[sparse], b.normal[sparse])
+        radiance = self._shade(thin, self.rays[sparse], np.zeros(thin.depth_m.shape, np.int16), [])
         return float((0.30 / max(float(radiance.mean()), 0.01)) ** 0.85)
 
     def render(self, poses: Sequence[Pose], *, frame: int = 0) -> Rendered:
@@ -80,7 +90,7 @@ class Renderer:
         for number, (animal, body) in enumerate(zip(self.scene.herd, bodies, strict=True), start=1):
             silhouettes[number - 1] = self._draw_animal(surfaces, ids, number, animal, body)
         visible = np.bincount(ids.ravel(), minlength=len(bodies) + 1)[1:].astype(np.float32)
-        radiance = self._shade(surfaces, ids, bodies)
+        radiance = self._shade(surfaces, self.rays, ids, bodies)
         image = expose(radiance * np.float32(self.gain), self.scene.sensor, frame)
         return Rendered(image, ids, visible / np.maximum(silhouettes, 1.0))
 
@@ -184,19 +194,16 @@ class Renderer:
 
     def _draw_ball(self, ball: Ball) -> None:
         center, radii = np.asarray(ball.center, np.float32), np.asarray(ball.radii_m, np.float32)
-        windows = self._ellipsoid_windows(center[None], np.eye(3, dtype=np.float32)[None], radii[None])
-        if windows[0] is None:
+        window = self._ellipsoid_windows(center[None], np.eye(3, dtype=np.float32)[None], radii[None])[0]
+        if window is None:
             return
-        window = windows[0]
-        index, depth, unit = self._hit_ellipsoid(window, center, np.eye(3, dtype=np.float32), radii)
         s = self.background
-        rows, columns = self._pixels(window, index)
-        nearer = depth < s.depth_m[rows, columns]
-        rows, columns = rows[nearer], columns[nearer]
-        normal = unit[nearer] / radii
-        s.depth_m[rows, columns] = depth[nearer]
-        s.albedo[rows, columns] = np.asarray(ball.color, np.float32)
-        s.normal[rows, columns] = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+        depth, hit = self._depth_of_ellipsoid(window, np.diag(1 / radii), (self.origin - center) / radii)
+        hit &= depth < s.depth_m[window]
+        normal = (self.origin - center + depth[hit, None] * self.rays[window][hit]) / radii**2
+        s.depth_m[window][hit] = depth[hit]
+        s.albedo[window][hit] = np.asarray(ball.color, np.float32)
+        s.normal[window][hit] = normal / np.linalg.norm(normal, axis=1, keepdims=True)
 
     def _ellipsoid_windows(self, center: Floats, axes: Floats, radii: Floats) -> list[Window | None]:
         """Frame window of each of K ellipsoids: extent of the projected axes (exact for an affine view) and a margin."""
@@ -208,31 +215,23 @@ class Renderer:
         middle = pixels.mean(axis=(1, 2))
         low = np.floor(middle - half).clip(0, None).astype(int)
         high = np.ceil(middle + half).clip(None, np.array(self.shape[::-1])).astype(int)
-        behind = (ahead.reshape(-1, 6) < 0.1).any(axis=1)
+        unseen = (ahead.reshape(-1, 6) < 0.1).any(axis=1) | ((half - 1.5).max(axis=1) < 0.6)  # or below a pixel
         return [
             None if gone or x1 <= x0 or y1 <= y0 else (slice(y0, y1), slice(x0, x1))
-            for (x0, y0), (x1, y1), gone in zip(low.tolist(), high.tolist(), behind.tolist(), strict=True)
+            for (x0, y0), (x1, y1), gone in zip(low.tolist(), high.tolist(), unseen.tolist(), strict=True)
         ]
 
-    def _hit_ellipsoid(
-        self, window: Window, center: Floats, axes: Floats, radii: Floats
-    ) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
-        """Pixels hit (flat index in the window), their depth, and the hit point on the unit sphere (n, 3)."""
-        to_unit = axes / radii  # world offset @ to_unit lies on the unit sphere's scale
-        offset = (self.origin - center) @ to_unit
-        direction = self.rays[window].reshape(-1, 3) @ to_unit
-        a = np.einsum("ij,ij->i", direction, direction)
-        half_b = direction @ offset
+    def _depth_of_ellipsoid(
+        self, window: Window, to_unit: Floats, offset: Floats
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Depth along each ray of the window to the front of an ellipsoid, and where it is hit: (h, w) each."""
+        rays = self.planes[:, window[0], window[1]]  # (3, h, w): planes are contiguous rows, several times faster
+        direction = to_unit.T @ rays.reshape(3, -1)
+        a = np.einsum("ij,ij->j", direction, direction)
+        half_b = offset @ direction
         root = half_b * half_b - a * (offset @ offset - 1)
-        index = np.flatnonzero(root > 0)
-        depth = (-half_b[index] - np.sqrt(root[index])) / a[index]
-        unit = offset + depth[:, None] * direction[index]
-        return index, depth, unit
-
-    @staticmethod
-    def _pixels(window: Window, index: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        width = window[1].stop - window[1].start
-        return index // width + window[0].start, index % width + window[1].start
+        depth = (-half_b - np.sqrt(np.maximum(root, 0))) / a
+        return depth.reshape(rays.shape[1:]), (root > 0).reshape(rays.shape[1:])
 
     def _draw_animal(
         self, surfaces: Surfaces, ids: npt.NDArray[np.int16], number: int, animal: Animal, body: Body
@@ -245,30 +244,22 @@ class Renderer:
         top, left = min(w[0].start for w in seen), min(w[1].start for w in seen)
         bottom, right = max(w[0].stop for w in seen), max(w[1].stop for w in seen)
         width = right - left
-        nearest = np.full((bottom - top) * width, np.inf, np.float32)
-        blend = np.zeros((len(nearest), 11), np.float32)  # weight, normal, rest, tint, bare
+        nearest = np.full((bottom - top, width), np.inf, np.float32)
+        blend = np.zeros((11, bottom - top, width), np.float32)  # weight, normal, rest, tint, bare
         middle = float(np.linalg.norm(body.center_m[4] - self.origin))
-        sharpness = 1 / (0.03 * animal.length_m)
-        bare = (body.rest[:, 0] > 2).astype(np.float32)
-        for k, window in enumerate(windows):
+        sharpness = np.float32(1 / (0.03 * animal.length_m))
+        for window, to_unit, offset, affine in zip(windows, *self._blend_terms(animal, body), strict=True):
             if window is None:
                 continue
-            index, depth, unit = self._hit_ellipsoid(window, body.center_m[k], body.axes[k], body.radii_m[k])
-            if not len(index):
-                continue
-            rows, columns = self._pixels(window, index)
-            flat = (rows - top) * width + (columns - left)
-            nearest[flat] = np.minimum(nearest[flat], depth)
-            # One product gives all blended columns: they are affine in the unit-sphere point.
-            affine = np.zeros((4, 11), np.float32)
-            affine[3, 0] = 1
-            affine[:3, 1:4] = (body.axes[k] / body.radii_m[k]).T * body.radii_m[k].min()
-            affine[:3, 4:7] = np.diag(body.radii_m[k] / animal.length_m) * (1 - bare[k])
-            affine[3, 4:7] = body.rest[k] * (1 - bare[k])
-            affine[3, 7:10] = body.tint[k]
-            affine[3, 10] = bare[k]
-            weight = np.exp(np.clip((middle - depth) * sharpness, -60, 60))
-            blend[flat] += weight[:, None] * (unit @ affine[:3] + affine[3])
+            patch = (slice(window[0].start - top, window[0].stop - top), slice(window[1].start - left, window[1].stop - left))
+            depth, hit = self._depth_of_ellipsoid(window, to_unit, offset)
+            weight = np.exp(np.clip((middle - depth) * sharpness, -60, 60)) * hit
+            terms = np.empty((4, *depth.shape), np.float32)
+            terms[0] = weight
+            np.multiply(self.planes[:, window[0], window[1]], weight * depth, out=terms[1:])
+            blend[:, patch[0], patch[1]] += (affine.T @ terms.reshape(4, -1)).reshape(11, *depth.shape)
+            np.minimum(nearest[patch], np.where(hit, depth, np.inf), out=nearest[patch])
+        nearest, blend = nearest.ravel(), blend.reshape(11, -1)
         hit = np.flatnonzero(np.isfinite(nearest))
         if not len(hit):
             return 0.0
@@ -276,14 +267,34 @@ class Renderer:
         front = nearest[hit] < surfaces.depth_m[rows, columns]
         whole = len(hit) / self._framed_share(body)
         rows, columns, hit = rows[front], columns[front], hit[front]
-        mix = blend[hit]
-        mix /= mix[:, :1]
+        mix = blend[:, hit].T  # (n, 11)
+        mix = mix / mix[:, :1]
         normal = mix[:, 1:4] / (np.linalg.norm(mix[:, 1:4], axis=1, keepdims=True) + 1e-9)
         surfaces.depth_m[rows, columns] = nearest[hit]
         surfaces.normal[rows, columns] = normal
         surfaces.albedo[rows, columns] = _coat_color(animal, mix[:, 4:7], mix[:, 10:]) * mix[:, 7:10]
         ids[rows, columns] = number
         return whole
+
+    def _blend_terms(self, animal: Animal, body: Body) -> tuple[Floats, Floats, Floats]:
+        """Per ellipsoid: world to unit sphere (K, 3, 3), the camera there (K, 3), and blended columns (K, 4, 11).
+
+        Normal, rest position, tint and bareness are affine in the hit point, so in (1, depth * ray): one product each.
+        """
+        to_unit = body.axes / body.radii_m[:, None, :]  # world offset @ to_unit lies on the unit sphere's scale
+        offset = np.einsum("ki,kij->kj", self.origin - body.center_m, to_unit)
+        bare = (body.rest[:, 0] > 2).astype(np.float32)[:, None]
+        columns = np.zeros((len(bare), 4, 11), np.float32)  # of (1, point on the unit sphere)
+        columns[:, 0, 0] = 1
+        columns[:, 1:, 1:4] = to_unit.transpose(0, 2, 1) * body.radii_m.min(axis=1)[:, None, None]
+        columns[:, 0, 4:7] = body.rest * (1 - bare)
+        columns[:, 1:, 4:7] = np.eye(3, dtype=np.float32) * (body.radii_m / animal.length_m * (1 - bare))[:, :, None]
+        columns[:, 0, 7:10] = body.tint
+        columns[:, 0, 10] = bare[:, 0]
+        affine = np.empty_like(columns)
+        affine[:, 0] = columns[:, 0] + np.einsum("ki,kij->kj", offset, columns[:, 1:])
+        affine[:, 1:] = to_unit @ columns[:, 1:]
+        return to_unit, offset, affine
 
     def _framed_share(self, body: Body) -> float:
         """Share of the body, by the ellipsoids' cross sections, that lies inside the frame."""
@@ -294,16 +305,16 @@ class Renderer:
 
     # -- light --------------------------------------------------------------------------------------------------------
 
-    def _shade(self, s: Surfaces, ids: npt.NDArray[np.int16], bodies: list[Body]) -> Floats:
+    def _shade(self, s: Surfaces, rays: Floats, ids: npt.NDArray[np.int16], bodies: list[Body]) -> Floats:
         """Radiance (H, W, 3) that reaches the lens."""
         light = self.scene.light
-        point = self.origin + s.depth_m[..., None] * self.rays  # (H, W, 3)
+        point = self.origin + s.depth_m[..., None] * rays  # (H, W, 3)
         height = np.ascontiguousarray(point[..., 2])
-        facing = np.clip(-np.einsum("hwc,hwc->hw", s.normal, self.rays), 0, 1)
+        facing = np.clip(-np.einsum("hwc,hwc->hw", s.normal, rays), 0, 1)
         if light.kind == "night":
             fall = np.clip(s.depth_m / np.median(s.depth_m), 0.3, None) ** -1.3
             gain = (0.22 + 0.78 * facing) * fall
-            radiance = s.albedo ** np.float32(0.7) * (gain * self._occlusion(height))[..., None]
+            radiance = np.sqrt(s.albedo) * (gain * self._occlusion(height))[..., None]
         else:
             lamp = np.asarray(light.direction, np.float32)
             towards = np.clip(s.normal @ lamp, 0, 1)
@@ -313,7 +324,8 @@ class Renderer:
             radiance += np.asarray(light.key, np.float32) * (towards * lit)[..., None]
             radiance *= pools[..., None]
             radiance *= s.albedo
-            sheen = (ids > 0) * np.clip(2 * towards * s.normal[..., 2] - lamp[2], 0, 1) ** 8 * 0.10 * lit
+            gloss = np.square(np.square(np.square(np.clip(2 * towards * s.normal[..., 2] - lamp[2], 0, 1))))
+            sheen = (ids > 0) * gloss * np.float32(0.05) * lit
             radiance += sheen[..., None]
         return np.asarray(radiance, np.float32)
 

@@ -391,7 +391,8 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
         height = max(0.62 * reach, 3.2 * top_m)
         position = (rng.uniform(-0.05, 0.05) * w, rng.uniform(-0.1, 0.1) * d, height)
         return aim(position, (0, 0, 0), rng.normal(0, 0.02), corners, lens_k=0.7, fill=0.96, **size)
-    mount = rng.choice(["overhead", "tilted", "fisheye", "corner"], p=[0.4, 0.22, 0.13, 0.25])
+    share = [0.42, 0.22, 0.13, 0.23] if spec.species == "pig" else [0.2, 0.25, 0.1, 0.45]
+    mount = rng.choice(["overhead", "tilted", "fisheye", "corner"], p=share)
     turn = rng.normal(0, 0.08) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.25 else 0.0)
     fill = rng.uniform(0.95, 2.1)
     if mount == "corner":
@@ -410,7 +411,7 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
     return aim(position, target, turn, corners, lens_k=lens, fill=fill, **size)
 
 
-def _light(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float]) -> Light:
+def sample_light(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float]) -> Light:
     kind: LightKind = spec.light or ("day", "dusk", "night")[int(rng.choice(3, p=(0.66, 0.14, 0.20)))]
     azimuth, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 1.3)
     direction = np.array([np.cos(azimuth) * slope, np.sin(azimuth) * slope, 1.0])
@@ -437,7 +438,7 @@ def _triple(v: object) -> tuple[float, float, float]:
     return (a, b, c)
 
 
-def _sensor(rng: Rng, spec: SceneSpec, light: Light) -> Sensor:
+def sample_sensor(rng: Rng, spec: SceneSpec, light: Light) -> Sensor:
     night = light.kind == "night"
     bright = rng.random() < 0.25  # white skin burns out
     stamp = f"{rng.integers(2019, 2027)}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d} {rng.integers(24):02d}:{rng.integers(60):02d}:{rng.integers(60):02d}"
@@ -511,9 +512,9 @@ def sample_scene(
         normal = ((1.0, 0.0), (0.0, 1.0))[int(rng.integers(2))]
         floors.append(FloorZone(second, float(rng.integers(4)) * np.pi / 2, normal, float(rng.uniform(-0.3, 0.3)) * pen[0]))
     back = 0.59 * (0.30 if species == "pig" else 0.6) * (weight or 45.0) ** 0.33
-    chosen_light = _light(rng, spec, pen)
+    chosen_light = sample_light(rng, spec, pen)
     camera = _camera(rng, spec, pen, back)
-    sensor = _sensor(rng, spec, chosen_light)
+    sensor = sample_sensor(rng, spec, chosen_light)
     herd_key = herd_seed if herd_seed is not None else seed * 3 + SPLITS.index(split)
     herd = tuple(animal_of(herd_key, n, species, day=day, weight_kg=weight) for n in range(1, animals + 1))
     return Scene(

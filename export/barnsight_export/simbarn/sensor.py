@@ -30,7 +30,7 @@ def expose(radiance: Floats, sensor: Sensor, frame: int) -> Bytes:
         light = cv2.filter2D(light, -1, _streak(sensor.motion_px, sensor.motion_rad))
     if sensor.blur_px:
         light = cv2.GaussianBlur(light, (0, 0), sensor.blur_px)
-    tone = np.clip(light, 0, 4) ** np.float32(sensor.gamma)
+    tone = np.asarray(cv2.pow(np.clip(light, 0, 4), sensor.gamma), np.float32)
     tone = (tone - 0.4) * np.float32(sensor.contrast) + np.float32(0.4)
     channels = 1 if sensor.monochrome else 3
     speckle = _grain(grain, height * width * channels).reshape(height, width, channels)

@@ -264,19 +264,19 @@ def stains(rng: Rng) -> Bytes:
 
 
 def panel_paint(rng: Rng, kind: str) -> Bytes:
-    """The face of a wall, gate or box as RGBA (128, 256, 4): ``solid``, ``boards``, ``bars``, ``rails`` or ``mesh``."""
+    """The face of a wall, gate or box as RGBA (96, 192, 4): ``solid``, ``boards``, ``bars``, ``rails`` or ``mesh``."""
     palette: list[tuple[float, float, float]] = [
         (0.72, 0.72, 0.7), (0.45, 0.45, 0.46), (0.25, 0.26, 0.28), (0.8, 0.78, 0.72),
         (0.3, 0.42, 0.55), (0.32, 0.45, 0.34), (0.5, 0.36, 0.22), (0.6, 0.25, 0.2),
     ]  # fmt: skip
     base = _color(rng, palette[int(rng.integers(len(palette)))], (0.6, 0.6, 0.58))
-    face = np.empty((128, 256, 4), np.float32)
-    face[..., :3] = base * (1 + 0.12 * noise(rng, (128, 256), 3, 5, 0.6)[..., None])
-    v = np.linspace(0, 1, 128, dtype=np.float32)[:, None]
-    splash = np.clip((v - rng.uniform(0.4, 1.0)) * 2 + 0.2 * noise(rng, (128, 256), 6), 0, 1)[..., None]
+    face = np.empty((96, 192, 4), np.float32)
+    face[..., :3] = base * (1 + 0.12 * noise(rng, (96, 192), 3, 5, 0.6)[..., None])
+    v = np.linspace(0, 1, 96, dtype=np.float32)[:, None]
+    splash = np.clip((v - rng.uniform(0.4, 1.0)) * 2 + 0.2 * noise(rng, (96, 192), 6), 0, 1)[..., None]
     face[..., :3] = face[..., :3] * (1 - 0.6 * splash) + 0.6 * splash * np.array([0.3, 0.24, 0.17], np.float32)
-    u = np.linspace(0, 1, 256, dtype=np.float32)[None, :]
-    alpha = np.ones((128, 256), np.float32)
+    u = np.linspace(0, 1, 192, dtype=np.float32)[None, :]
+    alpha = np.ones((96, 192), np.float32)
     if kind == "boards":
         face[..., :3] *= np.where(np.mod(v * rng.integers(3, 8), 1) < 0.08, 0.5, 1.0)[..., None]
     elif kind in ("bars", "rails", "mesh"):

@@ -130,7 +130,7 @@ class Trainer:
     def _follow(self) -> None:
         """Let the moving average follow the network; early on it forgets its random start sooner."""
         decay = min(self.recipe.ema, (1 + self.counters.steps) / (10 + self.counters.steps))
-        for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values()):
+        for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
             if slow.is_floating_point():
                 slow.lerp_(fast, 1 - decay)
             else:
@@ -200,7 +200,11 @@ def train_detector(
                 progress = budget.progress(counters.images, counters.elapsed_s)
                 bar.n = 100 * progress
                 bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
-                if progress >= 1.0 or recipe.size_px(progress) != size_px or now_s - started_s > recipe.validate_every_s:
+                if (
+                    progress >= 1.0
+                    or recipe.size_px(progress) != size_px
+                    or now_s - started_s > recipe.validate_every_s
+                ):
                     break
                 if now_s - saved_s > recipe.checkpoint_every_s:
                     trainer.save()

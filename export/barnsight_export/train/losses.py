@@ -117,15 +117,21 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
 
     queries = detector.config.queries
     groups = [queries, queries, denoising.boxes.shape[1]]
-    learned, copied, _ = zip(logits.split(groups, 2), decoded.boxes.split(groups, 2))
+    learned, copied, _ = zip(logits.split(groups, 2), decoded.boxes.split(groups, 2), strict=True)
     matches = (
         match_one_to_one(*learned, batch),
         match_one_to_many(*copied, batch),
         denoising.matched.expand(len(logits), -1, -1),
     )
     losses: dict[str, Tensor] = {}
-    parts = zip(("", "many_", "noise_"), (1.0, 1.0, _DENOISING), logits.split(groups, 2), decoded.boxes.split(groups, 2))
-    for (name, weight, scores, boxes), matched in zip(parts, matches):
+    parts = zip(
+        ("", "many_", "noise_"),
+        (1.0, 1.0, _DENOISING),
+        logits.split(groups, 2),
+        decoded.boxes.split(groups, 2),
+        strict=True,
+    )
+    for (name, weight, scores, boxes), matched in zip(parts, matches, strict=True):
         for term, value in _box_losses(scores, boxes, matched, batch).items():
             losses[name + term] = weight * value
 
@@ -136,7 +142,7 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence, present)
     losses["dense"] = _dense_loss(aids.dense(tokens), batch)
     total = torch.stack(list(losses.values())).sum()
-    return total, {name: float(value) for name, value in losses.items()}
+    return total, {name: value.item() for name, value in losses.items()}
 
 
 def _background(boxes: Tensor, batch: Batch) -> Tensor:
@@ -177,11 +183,16 @@ def _mask_losses(
     instance = pixels.instance[..., row::2, column::2].flatten(2)  # (B, C, hw)
     semantic = pixels.semantic[..., row::2, column::2]
     queries = matched.shape[2]
-    states = torch.cat([decoded.states[-2:, :, :queries].transpose(0, 1).flatten(1, 2),
-                        decoded.states[-1][:, 2 * queries : 2 * queries + noised.shape[1]]], dim=1)
+    states = torch.cat(
+        [
+            decoded.states[-2:, :, :queries].transpose(0, 1).flatten(1, 2),
+            decoded.states[-1][:, 2 * queries : 2 * queries + noised.shape[1]],
+        ],
+        dim=1,
+    )
     wanted = torch.cat([matched[-2:].transpose(0, 1).flatten(1), noised], dim=1)  # (B, 2Q + D)
     found, expected = [], []
-    for number, (state, objects) in enumerate(zip(states, wanted)):
+    for number, (state, objects) in enumerate(zip(states, wanted, strict=True)):
         chosen = objects >= 0
         found.append(model.detector.mask_decoder.mask_embedder(state[chosen]) @ instance[number])
         expected.append(truth[number, objects[chosen]].flatten(1))

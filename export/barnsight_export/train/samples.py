@@ -7,6 +7,7 @@ store of pictures may grow while it runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -17,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from barnsight_export.datasets import simulated
 from barnsight_export.train.augment import augment
 
 TARGET, PADDING, IGNORED = 1, 0, -1
@@ -41,6 +43,20 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Picture: ...
+
+
+class Simulated:
+    """Pictures of simulated barns (`datasets.simulated`) as training reads them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pictures = simulated.Pictures(folder)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Picture:
+        image, ids, species, visible_fraction = self._pictures[index]
+        return Picture(image, ids, species if ids.any() else None, visible_fraction)
 
 
 class Targets(NamedTuple):

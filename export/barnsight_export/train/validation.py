@@ -65,16 +65,16 @@ def validate(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> Score
 
         detection = model(normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0]))
         found = _decode(detection, size_px)
-        for mask, skip in zip(truth, ignored):
+        for mask, skip in zip(truth, ignored, strict=True):
             annotations.append(_annotation(len(annotations) + 1, number, mask, iscrowd=int(skip)))
-        for mask, score in zip(found.masks, found.scores):
+        for mask, score in zip(found.masks, found.scores, strict=True):
             predictions.append({"image_id": number, "category_id": 1, "segmentation": mask, "score": float(score)})
         hit, extra = _count(found, truth, ignored)
         animals += int((~ignored).sum())
         hits += hit
         false_positives += extra
     model.train(was_training)
-    ap50, ap75 = _average_precision(annotations, predictions, count)
+    ap50, ap75 = _average_precision(annotations, predictions, count, size_px)
     return Score(ap50, ap75, hits / max(1, animals), false_positives / max(1, count))
 
 
@@ -96,7 +96,7 @@ def _decode(detection: Detection, size_px: int) -> _Found:
 
 def _count(found: _Found, truth: list[Any], ignored: NDArray[np.bool_]) -> tuple[int, int]:
     """Animals found and false positives, greedily by score; what lies on an ignored animal counts as neither."""
-    sure = [mask for mask, score in zip(found.masks, found.scores) if score >= _SURE_SCORE]
+    sure = [mask for mask, score in zip(found.masks, found.scores, strict=True) if score >= _SURE_SCORE]
     if not truth or not sure:
         return 0, len(sure)
     iou = np.asarray(rle.iou(sure, truth, ignored.astype(int).tolist()))
@@ -125,7 +125,7 @@ def _annotation(identifier: int, image: int, mask: Any, *, iscrowd: int) -> dict
 
 
 def _average_precision(
-    annotations: list[dict[str, Any]], predictions: list[dict[str, Any]], images: int
+    annotations: list[dict[str, Any]], predictions: list[dict[str, Any]], images: int, size_px: int
 ) -> tuple[float, float]:
     if not annotations or not predictions:
         return 0.0, 0.0
@@ -133,7 +133,7 @@ def _average_precision(
         truth = COCO()
         truth.dataset = {
             "info": {},
-            "images": [{"id": number} for number in range(images)],
+            "images": [{"id": number, "height": size_px, "width": size_px} for number in range(images)],
             "annotations": annotations,
             "categories": [{"id": 1, "name": "animal"}],
         }

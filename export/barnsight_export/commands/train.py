@@ -1,0 +1,51 @@
+"""`barnsight-export train detector`: train the nano networks on pictures of simulated barns."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("train", help="train a network", description=__doc__)
+    networks = parser.add_subparsers(dest="network", required=True)
+    detector = networks.add_parser("detector", help="the encoder and SAM 3's detector, together, from nothing")
+    detector.add_argument("--recipe", choices=["nano"], default="nano")
+    detector.add_argument("--data", type=Path, required=True, help="folder with the splits train/ and val/")
+    detector.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and log.csv")
+    budget = detector.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="train for so many minutes, resumed ones counted together")
+    budget.add_argument("--images", type=int, help="train on so many views")
+    detector.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
+    detector.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train until the budget is spent; raises ExportError where the data, the run or the budget is missing."""
+    import torch
+
+    from barnsight_export.errors import DataMissingError, ExportUsageError
+    from barnsight_export.presets import PRESETS
+    from barnsight_export.train.detector import CHECKPOINT, RECIPES, Budget, Trainer, train_detector
+    from barnsight_export.train.samples import Pictures, Simulated
+
+    def open_pictures(split: str) -> Pictures:
+        try:
+            return Simulated(args.data / split)
+        except FileNotFoundError as error:
+            raise DataMissingError(f"{error} (barnsight-export simulate --pictures does)") from error
+
+    amount = args.minutes if args.minutes is not None else args.images
+    if amount <= 0:
+        raise ExportUsageError(f"the budget must be positive, got {amount}")
+    budget = Budget("minutes", amount) if args.minutes is not None else Budget("images", amount)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    trainer = Trainer(PRESETS[args.recipe], RECIPES[args.recipe], args.out)
+    if args.resume:
+        trainer.resume()
+    elif (args.out / CHECKPOINT).exists():
+        raise ExportUsageError(f"{args.out} holds a run already: add --resume, or choose another folder")
+    train_detector(trainer, budget, open_pictures)
+    return 0

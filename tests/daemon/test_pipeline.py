@@ -1,0 +1,118 @@
+"""A frame goes in, tracks and records come out: sessions, masks, settings, stage times."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barnsight_engines.detector import Detections
+from barnsight_engines.masks import decode_rle
+from barnsightd.pipeline import CameraSettings, Pipeline
+from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.types import Frame
+
+S = 1_000_000_000
+HEIGHT_PX, WIDTH_PX = 90, 160
+SETTINGS = CameraSettings("pig", TrackingSettings(fps=5.0), min_score=0.3, session_ns=60 * S, masks_every_s=1.0)
+
+
+class OnePig:
+    """Stands for both engines: a pig of 40 x 30 pixels that walks right, 4 pixels a frame."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float | None]] = []
+
+    def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        return {"d1": np.zeros((1, 1, 1, 1), np.float32)}
+
+    def detect(
+        self,
+        features: Mapping[str, NDArray[np.float32]],
+        image_size: tuple[int, int],
+        concept: str,
+        *,
+        min_score: float | None,
+    ) -> Detections:
+        x0 = 4 * len(self.asked)
+        self.asked.append((concept, min_score))
+        mask_logits = np.full((1, HEIGHT_PX // 2, WIDTH_PX // 2), -5, np.float32)
+        mask_logits[0, 10:25, x0 // 2 : x0 // 2 + 20] = 5
+        boxes_px = np.array([[x0, 20, x0 + 40, 50]], np.float32)
+        return Detections(boxes_px, np.array([0.95], np.float32), mask_logits, image_size)
+
+
+def make_pipeline(settings: CameraSettings = SETTINGS) -> tuple[Pipeline, OnePig]:
+    pig, numbers, ticks = OnePig(), itertools.count(1), itertools.count(0, 5)
+    pipeline = Pipeline(
+        pig,
+        pig,
+        {"pen": settings},
+        model_set="abc",
+        number_session=lambda camera, started_ns: next(numbers),
+        clock_ns=lambda: next(ticks),
+    )
+    return pipeline, pig
+
+
+def make_frame(index: int, at_s: float) -> Frame:
+    image = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    return Frame("pen", index, captured_ns=1_700_000_000 * S + round(at_s * S), monotonic_ns=round(at_s * S), image=image)
+
+
+def test_a_pig_that_walks_is_recorded_under_one_number() -> None:
+    pipeline, pig = make_pipeline()
+    results = [pipeline.step(make_frame(i, i / 5)) for i in range(5)]
+    seen = [observation for result in results for observation in result.observations]
+    assert [(s.frame, s.track, s.session) for s in seen] == [(i, 1, 1) for i in range(5)]
+    assert seen[3].box_px == (12.0, 20.0, 52.0, 50.0)
+    assert seen[3].captured_ns == 1_700_000_000 * S + 600_000_000
+    assert seen[3].model_set == "abc"
+    assert pig.asked == [("pig", 0.3)] * 5
+
+
+def test_masks_are_kept_once_a_second_and_areas_always() -> None:
+    pipeline, _ = make_pipeline()
+    seen = [pipeline.step(make_frame(i, i / 5)).observations[0] for i in range(7)]
+    assert [bool(s.mask_rle) for s in seen] == [True, False, False, False, False, True, False]
+    mask = decode_rle(seen[0].mask_rle, seen[0].mask_size)
+    assert mask.shape == (HEIGHT_PX, WIDTH_PX)
+    assert seen[0].area_px == mask.sum() == 40 * 30
+    assert seen[1].area_px == 40 * 30
+
+
+def test_masks_are_shed_on_request() -> None:
+    pipeline, _ = make_pipeline()
+    pipeline.keeps_masks = False
+    assert pipeline.step(make_frame(0, 0.0)).observations[0].mask_rle == b""
+
+
+def test_a_session_that_is_over_is_followed_by_an_empty_one() -> None:
+    pipeline, _ = make_pipeline(replace(SETTINGS, session_ns=1 * S))
+    seen = [pipeline.step(make_frame(i, i / 5)).observations[0] for i in range(8)]
+    assert [s.session for s in seen] == [1] * 5 + [2] * 3
+    assert {s.track for s in seen} == {1}
+
+
+def test_a_session_that_is_ended_is_followed_by_another_one() -> None:
+    pipeline, _ = make_pipeline()
+    assert pipeline.step(make_frame(0, 0.0)).observations[0].session == 1
+    pipeline.end_session("pen")
+    assert pipeline.step(make_frame(1, 0.2)).observations[0].session == 2
+
+
+def test_a_changed_camera_starts_over_and_an_unchanged_one_goes_on() -> None:
+    pipeline, _ = make_pipeline()
+    assert pipeline.step(make_frame(0, 0.0)).observations[0].session == 1
+    pipeline.set_cameras({"pen": SETTINGS})
+    assert pipeline.step(make_frame(1, 0.2)).observations[0].session == 1
+    pipeline.set_cameras({"pen": replace(SETTINGS, species="cow")})
+    assert pipeline.step(make_frame(2, 0.4)).observations[0].session == 2
+
+
+def test_every_stage_is_timed_by_the_clock_it_was_given() -> None:
+    pipeline, _ = make_pipeline()
+    assert pipeline.step(make_frame(0, 0.0)).stage_ns == {"encoder": 5, "detector": 5, "tracking": 5, "records": 5}
