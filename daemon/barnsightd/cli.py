@@ -218,16 +218,14 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 class _Report(Protocol):
-    """What a command found, for people and for machines."""
+    """What a command found: text for people, JSON for machines."""
 
     @property
     def exit_code(self) -> int: ...
 
-    def text(self) -> str: ...
-
-    def as_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> str: ...
 
 
 def _show(report: _Report, as_json: bool) -> int:
-    print(json.dumps(report.as_json()) if as_json else report.text())
+    print(report.to_json() if as_json else report)
     return report.exit_code

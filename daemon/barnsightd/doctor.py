@@ -6,6 +6,7 @@ Nothing is changed and nothing waits longer than its deadline. Cameras are only 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import shutil
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from barnsight_engines.errors import EngineError
 from barnsight_engines.loader import load_model_set
@@ -76,12 +77,11 @@ class Report:
         """0 unless something failed; 69 then."""
         return os.EX_UNAVAILABLE if any(check.outcome == "fail" for check in self.checks) else os.EX_OK
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return {"ok": self.exit_code == os.EX_OK, "checks": [asdict(check) for check in self.checks]}
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps({"ok": self.exit_code == os.EX_OK, "checks": [asdict(check) for check in self.checks]})
 
-    def text(self) -> str:
-        """The report as lines for a terminal."""
+    def __str__(self) -> str:
         return "\n".join(map(str, self.checks))
 
 
@@ -148,7 +148,8 @@ def _models(config: Config) -> Check:
 def _store(config: Config) -> Check:
     """Try to write an unnamed file where the store is, or see whether its folder could be made."""
     storage = config.site.storage
-    folder = next(path for path in (storage.path.absolute(), *storage.path.absolute().parents) if path.exists())
+    path = storage.path.absolute()
+    folder = next(parent for parent in (path, *path.parents) if os.access(parent, os.F_OK))
     step = f"make {storage.path} writable for this user, or run as the service's user"
     try:
         with tempfile.TemporaryFile(dir=folder):

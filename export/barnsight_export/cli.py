@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ExportError, EngineError) as error:
         return _report(error, str(error), error.exit_code, debug)
     except ModuleNotFoundError as error:
-        missing = RequirementMissingError(f"{error.name} is not installed; run: pip install 'barnsight[export]'")
-        return _report(error, str(missing), missing.exit_code, debug)
+        text = f"{error.name} is not installed; run: pip install 'barnsight[export]'"
+        return _report(error, text, RequirementMissingError.exit_code, debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

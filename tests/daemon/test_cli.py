@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,15 +30,25 @@ def site(tmp_path: Path) -> Path:
     return path
 
 
+class DamagedReport:
+    exit_code = 65
+
+    def __str__(self) -> str:
+        return "damaged"
+
+    def to_json(self) -> str:
+        return '{"ok": false}'
+
+
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Stands in for the modules that commands call, and keeps what they were called with."""
     calls: list[tuple[Any, ...]] = []
+    report = DamagedReport()
 
     def keep(name: str, result: Any) -> Any:
         return lambda *args, **kwargs: calls.append((name, *args, kwargs)) or result
 
-    report = SimpleNamespace(exit_code=65, text=lambda: "damaged", as_json=lambda: {"ok": False})
     for name, functions in {
         "app": {"run_service": keep("run_service", 0)},
         "replay": {"replay": keep("replay", 0)},

@@ -41,9 +41,9 @@ def test_a_report_names_each_part_and_fails_as_a_whole(site: Path, tmp_path: Pat
     assert found(report, "store")[0] == "ok"
     assert found(report, "memory")[0] == found(report, "systemd")[0] == "warn"
     assert report.exit_code == 69
-    assert json.loads(json.dumps(report.as_json()))["ok"] is False
-    assert len(report.text().splitlines()) == len(report.checks)
-    assert "S3cret" not in report.text() + repr(report)
+    assert json.loads(report.to_json())["ok"] is False
+    assert len(str(report).splitlines()) == len(report.checks)
+    assert "S3cret" not in str(report) + repr(report)
     assert not (tmp_path / "store").exists(), "a doctor leaves nothing behind"
 
 
@@ -85,7 +85,7 @@ def test_a_configuration_that_cannot_be_read_is_one_finding_per_problem(tmp_path
     site.write_text("version: 2\nmodls: {path: nano}\n")
     report = doctor.examine(site, root=tmp_path)
     assert [check.outcome for check in report.checks if check.name == "configuration"] == ["fail"] * 3
-    assert "did you mean 'models'?" in report.text()
+    assert "did you mean 'models'?" in str(report)
 
 
 def test_gstreamer_that_is_not_there(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,15 @@ def fails(reason: str) -> Act:
     return act
 
 
+def plays_for(clock: Clock, seconds: int) -> Act:
+    def act(sink: FrameSink) -> None:
+        for second in range(seconds + 1):
+            frames(second)(sink)
+            clock.forward(1)
+
+    return act
+
+
 def passes(clock: Clock, seconds: float) -> Act:
     return lambda _sink: clock.forward(seconds)
 
@@ -227,7 +236,7 @@ def test_a_stream_that_never_sends_a_frame_is_a_fault(barn: Barn) -> None:
 
 
 def test_pauses_grow_until_the_camera_has_played_for_minutes(barn: Barn) -> None:
-    steady = ScriptedStream(frames(0), passes(barn.clock, STABLE_S + 1), frames(STABLE_S), fails("error"))
+    steady = ScriptedStream(plays_for(barn.clock, round(STABLE_S) + 1), fails("error"))
     barn.play(*(ScriptedStream(fails("error")) for _ in range(3)), steady, ScriptedStream(frames(0)))
     barn.listener.wait_for("up", times=2)
 

@@ -164,7 +164,7 @@ def test_the_store_and_the_engines_show_what_they_are(registry: CollectorRegistr
     metrics.storage(usage)
     metrics.storage(replace(usage, written_bytes=160, degraded=False))
     metrics.queue("store", 4)
-    metrics.observations_refused(2)
+    metrics.observations_dropped(2)
     encoder = SimpleNamespace(
         role="encoder",
         sha256="ab" * 32,

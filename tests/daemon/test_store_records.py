@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,19 @@ def test_parquet_is_partitioned_compressed_and_says_its_schema(tmp_path: Path) -
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
         assert file.schema_arrow.metadata[b"barnsight.schema_version"] == b"1"
         assert file.schema_arrow.metadata[b"barnsight.camera"] == b"pen-3"
+
+
+def test_the_query_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path, SETTINGS) as store:
+        store.append([seen(0), seen(1), seen(2)])
+        store.seal_all()
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    (sql,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    with duckdb.connect() as connection:
+        (row,) = connection.sql(sql).fetchall()
+    assert row == ("pen-3", datetime(2026, 11, 5, 12), 2, 0.5, 800.0)
 
 
 @pytest.mark.parametrize("step", ["seal", "remove"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ def run_until_killed(store: Path, run: int, chance: random.Random) -> int:
         killer.start()
         printed = [line.strip() for line in child.stdout]
         killer.join()
+    assert child.returncode == -signal.SIGKILL
     acknowledged = [int(line) for line in printed if line.isdigit()]
     return acknowledged[-1] if acknowledged else -1
 

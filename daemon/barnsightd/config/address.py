@@ -57,29 +57,36 @@ class Credentials:
 
     def read(self, name: str) -> str:
         """The one line of the file `name`. Raises ValueError, which never quotes the content."""
-        candidates = [folder / name for folder in (self.managed, self.own) if folder is not None]
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if path is None:
-            looked_in = " or ".join(str(candidate.parent) for candidate in candidates)
-            raise ValueError(f"names the credential {name!r}, which is not in {looked_in}; create that file")
-        if path.parent == self.own and path.stat().st_mode & stat.S_IROTH:
-            raise ValueError(f"names {path}, which everyone can read; run: chmod 640 {path}")
-        return read_credential(path)
+        folders = [folder for folder in (self.managed, self.own) if folder is not None]
+        for folder in folders:
+            path = folder / name
+            try:
+                with path.open("rb") as file:
+                    content = file.read(_CREDENTIAL_MAX_BYTES + 1)
+                    mode = os.fstat(file.fileno()).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise ValueError(
+                    f"names {path}, which cannot be read ({error.strerror}); check who runs this"
+                ) from None
+            if folder == self.own and mode & stat.S_IROTH:
+                raise ValueError(f"names {path}, which everyone can read; run: chmod 640 {path}")
+            return _one_line(path, content)
+        raise ValueError(
+            f"names the credential {name!r}, which is not in {' or '.join(map(str, folders))}; create that file"
+        )
 
 
-def read_credential(path: Path) -> str:
-    """The one line that the credential file `path` holds. Raises ValueError, which never quotes the content."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_CREDENTIAL_MAX_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"names {path}, which cannot be read ({error.strerror}); check its owner and mode") from None
-    try:
-        text = content.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise ValueError(f"names {path}, which is not UTF-8 text; write one line, user:password") from None
-    if not text or len(content) > _CREDENTIAL_MAX_BYTES or not text.isprintable():
-        raise ValueError(f"names {path}, which must hold one printable line of at most 4 kB; write user:password")
+def _one_line(path: Path, content: bytes) -> str:
+    text = content.decode(errors="replace").rstrip("\r\n")
+    if (
+        not text
+        or len(content) > _CREDENTIAL_MAX_BYTES
+        or not text.isprintable()
+        or "\N{REPLACEMENT CHARACTER}" in text
+    ):
+        raise ValueError(f"names {path}, which must hold one line of UTF-8 text of at most 4 kB; write user:password")
     return text
 
 

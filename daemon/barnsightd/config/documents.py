@@ -98,16 +98,13 @@ def _value(loader: _Loader, node: yaml.Node, place: Place, lines: dict[Place, in
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*place, index), lines) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        try:
-            return loader.construct_object(node)
-        except ValueError:  # A date such as 2026-99-99, or a number that cannot be.
-            raise DocumentError(node.start_mark.line + 1, f"holds {node.value!r}; put it in quotes") from None
+        return _scalar(loader, node)
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE_TAG:
             raise DocumentError(line, "has a key that is a group or a merge (<<); write the keys out")
-        key = loader.construct_object(key_node)
+        key = _scalar(loader, key_node)
         if not isinstance(key, str):
             raise DocumentError(line, f"has the key {key!r}, which is not a name; put it in quotes if it is meant")
         here = (*place, key)
@@ -116,3 +113,10 @@ def _value(loader: _Loader, node: yaml.Node, place: Place, lines: dict[Place, in
         lines[here] = line
         mapping[key] = _value(loader, value_node, here, lines)
     return mapping
+
+
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError):  # What PyYAML makes of 2026-99-99, !!bool x and !!timestamp x.
+        raise DocumentError(node.start_mark.line + 1, f"holds {node.value!r}; put it in quotes") from None

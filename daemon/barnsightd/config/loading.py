@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -125,8 +126,8 @@ def check_references(config: Config) -> tuple[Problem, ...]:
             (("calibration", "scale"), camera.calibration.scale),
         )
         for place, path in places:
-            if path is not None and not path.exists():
-                problems.append(file.problem(place, f"{path} does not exist; correct the path"))
+            if path is not None and not os.access(path, os.R_OK):
+                problems.append(file.problem(place, f"{path} does not exist or may not be read; correct it"))
     return tuple(problems)
 
 
@@ -151,7 +152,8 @@ def _read(
         schema, found = model.model_json_schema(), error.errors()
         inside = {details["loc"][:n] for details in found for n in range(len(details["loc"]))}
         # What is wrong inside a group makes the group wrong: told once, where it is.
-        return file, None, [_problem(file, schema, details) for details in found if details["loc"] not in inside]
+        problems = [_problem(file, schema, details) for details in found if details["loc"] not in inside]
+        return file, None, sorted(problems, key=lambda problem: problem.line)
 
 
 def _rules(camera: CameraConfig, file: ConfigFile) -> Iterator[Problem]:

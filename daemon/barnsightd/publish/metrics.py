@@ -32,7 +32,7 @@ from barnsightd.types import FrameResult
 
 FRAME_STAGES = ("decoded", "processed")
 OTHER = "other"
-DROPS = (*DROP_REASONS, "failed", OTHER)
+DROPS = (*DROP_REASONS, "failed", "shed", OTHER)
 RECONNECTS = (*FAULT_REASONS, OTHER)
 PIPELINE_STAGES = ("encoder", "detector", "tracking", "records")
 QUEUES = ("store",)
@@ -83,7 +83,8 @@ class Metrics:
         self._clock_ns = clock_ns
         self._rates: dict[str, Rate] = {}
         self._usage_counted = (0, 0)
-        disable_created_metrics()  # a second series beside each counter that nothing here reads
+        # Otherwise each counter gets a second series that nothing here reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
 
         self.build_info = Gauge(
@@ -108,7 +109,7 @@ class Metrics:
         )
         self.camera_dropped = Counter(
             "barnsight_camera_frames_dropped_total",
-            "Decoded frames that were not processed: a newer one replaced it, above the camera's rate, failed.",
+            "Decoded frames that were not processed, by the reason why.",
             ["camera", "reason"],
             registry=registry,
         )
@@ -277,7 +278,7 @@ class Metrics:
         name = _one_of(errno.errorcode.get(code, OTHER), ERRNOS)
         self.store_errors.labels(_one_of(op, STORE_OPERATIONS), name).inc()
 
-    def observations_refused(self, count: int) -> None:
+    def observations_dropped(self, count: int) -> None:
         """Count observations that found the store's queue full."""
         self.store_dropped.inc(count)
 

@@ -75,11 +75,12 @@ def configure_logs(level: str = "info", json: bool | None = None) -> None:
 
 def mask(text: str) -> str:
     """Replace credentials in URLs, assignments and authorization headers by `***`, and cut very long text."""
-    masked = _AUTHORIZATION.sub(rf"\g<name>{MASK}", mask_address(text))
+    # Cut twice: before, since time has a bound too; and after, so that no secret is left at an end without its @.
+    masked = _AUTHORIZATION.sub(rf"\g<name>{MASK}", mask_address(text[: 4 * MAX_TEXT]))
     masked = _ASSIGNED.sub(rf"\g<name>{MASK}", masked)
-    if len(masked) > MAX_TEXT:
-        masked = f"{masked[:MAX_TEXT]}… ({len(masked) - MAX_TEXT} characters more)"
-    return masked
+    if len(masked) <= MAX_TEXT:
+        return masked
+    return f"{masked[:MAX_TEXT]}… (cut from {len(text)} characters)"
 
 
 def mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -371,6 +371,10 @@ class Store:
         name = self._to_seal[0]
         self._to_seal.rotate(-1)  # one that cannot be sealed must not keep the others waiting
         segment = self._root / name.segment
+        if not segment.exists():
+            log.error("segment vanished before it was sealed", segment=str(name.segment))
+            self._to_seal.remove(name)
+            return
         with writing("seal", segment):
             data = segment.read_bytes()
             content = scan(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget("minutes", amount) if args.minutes is not None else Budget("images", amount)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
+        torch.distributed.init_process_group("gloo")
     trainer = Trainer(PRESETS[args.recipe], RECIPES[args.recipe], args.out)
     if args.resume:
         trainer.resume()

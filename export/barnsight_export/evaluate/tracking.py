@@ -19,10 +19,13 @@ from barnsight_export.datasets.mot import Mark, overlaps
 from barnsight_export.errors import DataError, RequirementMissingError
 
 MATCH_IOU = 0.5
-FIGURES = (
-    *("MOTA", "IDF1", "HOTA", "DetA", "AssA", "MOTP", "recall", "precision"),
-    *("FP", "FN", "IDSW", "frames", "animals", "tracks", "objects", "predictions"),
-)
+# The names that papers and other tools use, in the order of reports.
+FIGURES = {
+    **{name: name.lower() for name in ("MOTA", "IDF1", "HOTA", "DetA", "AssA", "MOTP")},
+    **{name: name for name in ("recall", "precision")},
+    **{name: name.lower() for name in ("FP", "FN", "IDSW")},
+    **{name: name for name in ("frames", "animals", "tracks", "objects", "predictions")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,17 @@ class TrackingScores:
     mean IoU of matches.
     """
 
-    MOTA: float
-    IDF1: float
-    HOTA: float
-    DetA: float
-    AssA: float
-    MOTP: float
+    mota: float
+    idf1: float
+    hota: float
+    deta: float
+    assa: float
+    motp: float
     recall: float
     precision: float
-    FP: int
-    FN: int
-    IDSW: int
+    fp: int
+    fn: int
+    idsw: int
     frames: int
     animals: int
     tracks: int
@@ -51,8 +54,8 @@ class TrackingScores:
     predictions: int
 
     def as_dict(self) -> dict[str, float | int]:
-        """The figures by name, in the order of `FIGURES`."""
-        return {name: getattr(self, name) for name in FIGURES}
+        """The figures under their published names, in the order of `FIGURES`."""
+        return {name: getattr(self, field) for name, field in FIGURES.items()}
 
 
 def evaluate(truth: Sequence[Mark], tracks: Sequence[Mark]) -> TrackingScores:
@@ -64,9 +67,10 @@ def evaluate(truth: Sequence[Mark], tracks: Sequence[Mark]) -> TrackingScores:
 
 def summarize(scores: Sequence[TrackingScores]) -> TrackingScores:
     """Several sequences in one row: rates are plain means over sequences, counts are sums."""
-    table = {name: [getattr(score, name) for score in scores] for name in FIGURES}
+    columns = {field: [getattr(score, field) for score in scores] for field in FIGURES.values()}
     row = {
-        name: sum(values) if isinstance(values[0], int) else sum(values) / len(values) for name, values in table.items()
+        field: sum(values) if isinstance(values[0], int) else sum(values) / len(values)
+        for field, values in columns.items()
     }
     return TrackingScores(**row)
 
@@ -123,17 +127,17 @@ def _scores(sequence: dict[str, Any]) -> TrackingScores:
     identity = Identity(options).eval_sequence(sequence)
     hota = HOTA().eval_sequence(sequence)
     return TrackingScores(
-        MOTA=_percent(clear["MOTA"]),
-        IDF1=_percent(identity["IDF1"]),
-        HOTA=_percent(hota["HOTA"]),
-        DetA=_percent(hota["DetA"]),
-        AssA=_percent(hota["AssA"]),
-        MOTP=_percent(clear["MOTP"]),
+        mota=_percent(clear["MOTA"]),
+        idf1=_percent(identity["IDF1"]),
+        hota=_percent(hota["HOTA"]),
+        deta=_percent(hota["DetA"]),
+        assa=_percent(hota["AssA"]),
+        motp=_percent(clear["MOTP"]),
         recall=_percent(clear["CLR_Re"]),
         precision=_percent(clear["CLR_Pr"]),
-        FP=int(clear["CLR_FP"]),
-        FN=int(clear["CLR_FN"]),
-        IDSW=int(clear["IDSW"]),
+        fp=int(clear["CLR_FP"]),
+        fn=int(clear["CLR_FN"]),
+        idsw=int(clear["IDSW"]),
         frames=sequence["num_timesteps"],
         animals=sequence["num_gt_ids"],
         tracks=sequence["num_tracker_ids"],

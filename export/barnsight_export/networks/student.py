@@ -1,9 +1,9 @@
 """The student encoder: a convolutional trunk with a little attention, and the neck that feeds SAM 3's detector.
 
-The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8 and
-16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan and Le
-2021); BatchNorm folds into the convolutions at export, which saves a fifth of the encoder's time on a CPU. The neck is a
-feature pyramid (Lin et al. 2017) without its smoothing convolutions: SAM 3's pixel decoder smooths the maps itself.
+The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8
+and 16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan
+and Le 2021); BatchNorm folds into the convolutions at export, which saves a fifth of the encoder's time on a CPU. The
+neck is a feature pyramid (Lin et al. 2017) without smoothing: SAM 3's pixel decoder smooths the maps itself.
 """
 
 from __future__ import annotations

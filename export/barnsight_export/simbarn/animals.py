@@ -47,7 +47,7 @@ PIG = Anatomy(
         np.float32,
     ),
     stand=0.30, front_hip=(0.15, 0.070, -0.05), hind_hip=(-0.35, 0.072, -0.03), thigh=(0.045, 0.062), shank=0.021,
-    leg=0.25, ear=(0.072, 0.042), poll=(-0.035, 0.052, 0.056), head_from=0.17, length_factor=0.30,
+    leg=0.25, ear=(0.056, 0.036), poll=(-0.035, 0.050, 0.054), head_from=0.17, length_factor=0.30,
 )  # fmt: skip
 COW = Anatomy(
     spine=np.array(
@@ -337,7 +337,7 @@ def _legs(animal: Animal, anatomy: Anatomy, pose: Pose, along: Floats, path: Flo
 
     angle = 2 * np.pi * (pose.gait + phase)
     down = hip * [1, 1, 0] + pose.stride * (flat * 0.11 * np.sin(angle) + up * 0.05 * np.maximum(np.cos(angle), 0))
-    fold = hip + flat * np.where(hind, 0.10, -0.05) + left * side * np.where(hind, 0.045, 0.012)
+    fold = hip + flat * np.where(hind, 0.10, -0.05) + left * side * np.where(hind, 0.035, 0.006)
     fold = fold * [1, 1, 0] + up * anatomy.shank
     swing = base[:, :, 0] * (np.where(hind, -0.06, 0.05) + 0.03 * side)
     stretch = hip + anatomy.leg * (swing - downward) * [1, 1, 0.35]

@@ -375,7 +375,8 @@ def _group_weight_kg(rng: Rng, species: str, animals: int) -> float:
 
 def _pen(rng: Rng, spec: SceneSpec, weight_kg: float) -> tuple[float, float]:
     """Width and depth in meters for the group: space per animal follows 0.03 * W^0.667 m2 and more."""
-    room = 0.03 * weight_kg**0.667 * rng.uniform(1.2, 3.2) if spec.species == "pig" else rng.uniform(3.5, 8.0)
+    space = rng.uniform(1.2, 3.2) if spec.view is None else rng.uniform(2.6, 4.2)
+    room = 0.03 * weight_kg**0.667 * space if spec.species == "pig" else 2.6 * space
     area = max(max(spec.animals, 3) * room, 1.2 if spec.species == "pig" else 16.0)
     aspect = rng.uniform(1.0, 2.2) if spec.view is None else rng.uniform(1.7, 2.2)
     return float(np.sqrt(area * aspect)), float(np.sqrt(area / aspect))
@@ -512,9 +513,10 @@ def sample_scene(
         normal = ((1.0, 0.0), (0.0, 1.0))[int(rng.integers(2))]
         floors.append(FloorZone(second, float(rng.integers(4)) * np.pi / 2, normal, float(rng.uniform(-0.3, 0.3)) * pen[0]))
     back = 0.59 * (0.30 if species == "pig" else 0.6) * (weight or 45.0) ** 0.33
-    chosen_light = sample_light(rng, spec, pen)
     camera = _camera(rng, spec, pen, back)
-    sensor = sample_sensor(rng, spec, chosen_light)
+    weather = np.random.default_rng([seed, SPLITS.index(split), day])  # light and recorder differ from day to day
+    chosen_light = sample_light(weather, spec, pen)
+    sensor = sample_sensor(weather, spec, chosen_light)
     herd_key = herd_seed if herd_seed is not None else seed * 3 + SPLITS.index(split)
     herd = tuple(animal_of(herd_key, n, species, day=day, weight_kg=weight) for n in range(1, animals + 1))
     return Scene(

@@ -1,6 +1,7 @@
 """Train the encoder and SAM 3's detector together, from nothing, on pictures of simulated barns.
 
     barnsight-export train detector --recipe nano --data pictures --out runs/nano --minutes 70
+    torchrun --nproc-per-node 2 -m barnsight_export train detector ...    # the same, one process a core
 
 The whole schedule (picture size, learning rate, end) follows one number: the share of the budget that is spent. A
 checkpoint holds everything, so a run that was stopped goes on with `--resume` as if nothing had happened.
@@ -20,11 +21,12 @@ from typing import Any, Literal
 
 import cv2
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from barnsight_export.errors import ExportError
+from barnsight_export.errors import DataMissingError, ExportError, ExportUsageError
 from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.networks.student import normalize
 from barnsight_export.presets import Preset
@@ -102,6 +104,10 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = _optimizer(self.model, self.aids, recipe)
         self.counters = Counters()
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if recipe.batch % self.processes:
+            raise ExportUsageError(f"a batch of {recipe.batch} does not divide among {self.processes} processes")
+        torch.manual_seed(recipe.seed + self.rank)
 
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
         """One update on one batch; returns the losses."""
@@ -119,12 +125,31 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._share_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         self.optimizer.step()
         self._follow()
         self.counters.steps += 1
-        self.counters.images += len(batch.images)
+        self.counters.images += recipe.batch
         return {"lr": rate, "loss": loss.item(), **parts}
+
+    def _share_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.processes == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = mean.view_as(parameter)
+
+    def agree(self, elapsed_s: float) -> float:
+        """The first process's clock, for all."""
+        clock = torch.tensor(elapsed_s, dtype=torch.float64)
+        if self.processes > 1:
+            dist.broadcast(clock, 0)
+        return clock.item()
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -137,7 +162,9 @@ class Trainer:
                 slow.copy_(fast)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all; the first process does."""
+        if self.rank:
+            return
         state = {
             "preset": self.preset.name,
             "model": self.model.state_dict(),
@@ -174,55 +201,62 @@ def train_detector(
     """Run `trainer` until its budget is spent.
 
     `open_pictures("train")` and `open_pictures("val")` open the splits; the training split is opened anew whenever the
-    picture size changes and after each validation, so it may grow meanwhile.
+    picture size changes and after each validation, so it may grow meanwhile. Where several processes train together
+    (`torch.distributed`), the first one validates, saves and logs.
     """
     recipe, counters = trainer.recipe, trainer.counters
+    first = trainer.rank == 0
     trainer.out.mkdir(parents=True, exist_ok=True)
     validation = open_pictures("val")
     log = _Log(trainer.out / LOG)
     progress = budget.progress(counters.images, counters.elapsed_s)
-    with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not show_progress) as bar:
+    with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not (first and show_progress)) as bar:
         while progress < 1.0:
             size_px = recipe.size_px(progress)
-            views = Views(open_pictures("train"), len(trainer.model.concept_names), recipe.seed)
-            stream = Stream(counters.images, recipe.batch, size_px)
-            loader: DataLoader[Batch] = DataLoader(
-                views, batch_sampler=stream, collate_fn=collate, num_workers=workers, worker_init_fn=_quiet_worker
+            loader = _loader(trainer, open_pictures("train"), size_px, workers)
+            validate_at_s, save_at_s = (
+                counters.elapsed_s + pause for pause in (recipe.validate_every_s, recipe.checkpoint_every_s)
             )
-            started_s = saved_s = last_s = time.monotonic()
             trainer.model.train()
+            resumed_s = time.monotonic() - counters.elapsed_s
             for batch in loader:
                 losses = trainer.step(batch, progress)
-                now_s = time.monotonic()
-                counters.elapsed_s += now_s - last_s
-                last_s = now_s
-                log.add(losses)
+                counters.elapsed_s = trainer.agree(time.monotonic() - resumed_s)
                 progress = budget.progress(counters.images, counters.elapsed_s)
+                log.add(losses)
                 bar.n = 100 * progress
                 bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
-                if (
-                    progress >= 1.0
-                    or recipe.size_px(progress) != size_px
-                    or now_s - started_s > recipe.validate_every_s
-                ):
+                if progress >= 1.0 or recipe.size_px(progress) != size_px or counters.elapsed_s > validate_at_s:
                     break
-                if now_s - saved_s > recipe.checkpoint_every_s:
+                if counters.elapsed_s > save_at_s:
+                    save_at_s += recipe.checkpoint_every_s
                     trainer.save()
-                    saved_s = last_s = time.monotonic()
             del loader
             trainer.save()
-            score = validate(trainer.average, validation, trainer.preset.image_size, recipe.validation_pictures)
-            log.write(counters, size_px, asdict(score))
-            bar.write(
-                f"{counters.elapsed_s / 60:.1f} min, {counters.images} images, {size_px} px: AP50 {score.ap50:.3f}"
-                f" AP75 {score.ap75:.3f} recall {score.recall:.3f} false positives {score.false_positives:.2f}"
-            )
+            if first:
+                score = validate(trainer.average, validation, trainer.preset.image_size, recipe.validation_pictures)
+                log.write(counters, size_px, asdict(score))
+                bar.write(
+                    f"{counters.elapsed_s / 60:.1f} min, {counters.images} images, {size_px} px: AP50 {score.ap50:.3f}"
+                    f" AP75 {score.ap75:.3f} recall {score.recall:.3f} false positives {score.false_positives:.2f}"
+                )
+
+
+def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Batch]:
+    """This process's share of the stream, prepared by workers of its own."""
+    recipe = trainer.recipe
+    share = recipe.batch // trainer.processes
+    views = Views(pictures, len(trainer.model.concept_names), recipe.seed)
+    stream = Stream(trainer.counters.images + trainer.rank * share, share, size_px, recipe.batch)
+    return DataLoader(
+        views, batch_sampler=stream, collate_fn=collate, num_workers=workers, worker_init_fn=_quiet_worker
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; raises ExportError where there is none."""
+    """A checkpoint's contents; raises DataMissingError where there is none."""
     if not path.is_file():
-        raise ExportError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
+        raise DataMissingError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

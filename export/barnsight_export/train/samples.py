@@ -6,6 +6,7 @@ store of pictures may grow while it runs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -134,18 +135,17 @@ class Views(Dataset[tuple[NDArray[np.uint8], int, Targets]]):
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (position, size), from a position on."""
+    """Endless batches of (position, size) from a position on; `stride` skips what other processes take."""
 
-    def __init__(self, start: int, batch: int, size_px: int) -> None:
+    def __init__(self, start: int, batch: int, size_px: int, stride: int) -> None:
         self.start = start
         self.batch = batch
         self.size_px = size_px
+        self.stride = stride
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        position = self.start
-        while True:
-            yield [(position + offset, self.size_px) for offset in range(self.batch)]
-            position += self.batch
+        for first in itertools.count(self.start, self.stride):
+            yield [(first + offset, self.size_px) for offset in range(self.batch)]
 
 
 def collate(samples: Sequence[tuple[NDArray[np.uint8], int, Targets]]) -> Batch:
