@@ -68,8 +68,8 @@ bench: install-dev  ## Run every benchmark, short form
 	done
 
 train: install-dev  ## Train the nano networks from nothing (hours) and export them to build/nano
-	$(BIN)/barnsight-export simulate --pictures 16000 --split train --seed 1 --out build/pictures/train
-	$(BIN)/barnsight-export simulate --pictures 400 --split val --seed 2 --out build/pictures/val
+	$(BIN)/barnsight-export simulate --pictures train --count 16000 --workers "$$(nproc)" --out build/pictures/train
+	$(BIN)/barnsight-export simulate --pictures val --count 400 --workers "$$(nproc)" --out build/pictures/val
 	$(BIN)/barnsight-export train detector --recipe nano --data build/pictures --out build/training \
 		--minutes $(TRAIN_MINUTES) $(if $(wildcard build/training/checkpoint.pt),--resume)
 	$(BIN)/barnsight-export export --recipe nano --checkpoint build/training/checkpoint.pt --out build/nano

@@ -38,7 +38,7 @@ class RtspStream:
         source.set_property("location", self._address.location)
         source.set_property("user-id", self._address.user or None)
         source.set_property("user-pw", self._address.password or None)
-        self._pipeline = Gst.Pipeline()
+        self._pipeline: Any = Gst.Pipeline()
         self._pipeline.add(source)
         self._listen(source, "select-stream", self._on_select_stream)
         self._listen(source, "pad-added", self._on_pad_added)
@@ -76,6 +76,8 @@ class RtspStream:
                 element.disconnect(handler)
             self._handlers.clear()
             self._closing = request_state(self._pipeline, gstreamer().State.NULL)
+            # The pipeline's probes refer to this stream: a reference back would keep both for ever.
+            self._pipeline = None
         self._closing.join(deadline_s)
         return not self._closing.is_alive()
 
@@ -121,14 +123,14 @@ class RtspStream:
         self._received = True
         return gstreamer().PadProbeReturn.REMOVE
 
-    def _on_decoded(self, _pad: Any, info: Any) -> Any:
+    def _on_decoded(self, pad: Any, info: Any) -> Any:
         """A frame left the decoder: keep it or drop it before it costs a conversion."""
         Gst = gstreamer()
         buffer = info.get_buffer()
         if buffer.get_flags() & Gst.BufferFlags.CORRUPTED:
             self._sink.damaged()
             return Gst.PadProbeReturn.DROP
-        pts_ns = self._running_ns() if buffer.pts == Gst.CLOCK_TIME_NONE else buffer.pts
+        pts_ns = _running_ns(pad.get_parent_element()) if buffer.pts == Gst.CLOCK_TIME_NONE else buffer.pts
         return Gst.PadProbeReturn.OK if self._sink.wants(pts_ns) else Gst.PadProbeReturn.DROP
 
     def _on_sample(self, appsink: Any) -> Any:
@@ -143,11 +145,12 @@ class RtspStream:
             self._fault = self._failure("not_video", str(error))
             return Gst.FlowReturn.ERROR
         arrived_ns = sample.get_segment().to_running_time(Gst.Format.TIME, sample.get_buffer().pts)
-        age_ns = 0 if arrived_ns == Gst.CLOCK_TIME_NONE else self._running_ns() - arrived_ns
+        age_ns = 0 if arrived_ns == Gst.CLOCK_TIME_NONE else _running_ns(appsink) - arrived_ns
         self._sink.deliver(image, min(max(age_ns, 0), MAX_AGE_NS))
         return Gst.FlowReturn.OK
 
-    def _running_ns(self) -> int:
-        """The pipeline's own time: nanoseconds since it began to play."""
-        clock = self._pipeline.get_clock()
-        return int(clock.get_time() - self._pipeline.get_base_time()) if clock else 0
+
+def _running_ns(element: Any) -> int:
+    """The time of the element's pipeline: nanoseconds since it began to play."""
+    clock = element.get_clock()
+    return int(clock.get_time() - element.get_base_time()) if clock else 0

@@ -28,7 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--seed", type=int, default=1, help="draws pen, camera and life (default 1)")
     parser.add_argument("--herd-seed", type=int, help="draws the herd's coats and builds (default: --seed)")
     parser.add_argument("--day", type=int, default=0, help="the herd's age in days since the start (default 0)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="family of floors and layouts")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="family of floors and layouts"
+    )
     parser.add_argument("--species", choices=("pig", "cow"), default="pig")
     parser.add_argument("--animals", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20.0)

@@ -1,4 +1,4 @@
-"""`barnsight-export train detector`: train the nano networks on pictures of simulated barns."""
+"""`barnsight-export train`: train the nano networks on pictures of simulated barns, and plot how a run went."""
 
 from __future__ import annotations
 
@@ -20,10 +20,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     budget.add_argument("--images", type=int, help="train on so many views")
     detector.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
     detector.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+    plot = networks.add_parser("plot", help="draw the log of a run")
+    plot.add_argument("log", type=Path, help="log.csv of a run")
+    plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train until the budget is spent; raises ExportError where the data, the run or the budget is missing."""
+    """Train until the budget is spent, or draw; raises ExportError where data, run or budget are missing."""
+    if args.network == "plot":
+        from barnsight_export.train.plot import plot_log
+
+        plot_log(args.log, args.out)
+        return 0
+    return _train_detector(args)
+
+
+def _train_detector(args: argparse.Namespace) -> int:
     import torch
 
     from barnsight_export.errors import DataMissingError, ExportUsageError

@@ -17,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from barnsight_export.simbarn.arrangement import arrange
 from barnsight_export.simbarn.render import Renderer
@@ -59,7 +58,7 @@ def pictures(
         for frame in range(min(POSES_PER_SCENE, count - made)):
             if frame:
                 light = sample_light(rng, scene.spec, scene.pen_m)
-                renderer.relight(light, sample_sensor(rng, scene.spec, light))
+                renderer.relight(light, sample_sensor(rng, light))
             shot = renderer.render(arrange(scene, rng), frame=frame)
             image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
             ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
@@ -88,6 +87,8 @@ def write_pictures(
     ]
     if not jobs:
         return
+    from tqdm import tqdm
+
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # inherited by the workers: one core each
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in tqdm(pool.map(_write_shard, jobs), total=len(jobs), unit="shard", desc=f"{split} pictures"):

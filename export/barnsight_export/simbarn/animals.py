@@ -7,7 +7,8 @@ species, day): the same number keeps its coat and build over days, only its weig
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -205,7 +206,9 @@ def _cow_coat(rng: Rng) -> tuple[Floats, bool]:
     black = np.array([0.09, 0.085, 0.085], np.float32) * rng.uniform(0.7, 1.6)
     red = np.array([0.45, 0.24, 0.13], np.float32) * rng.uniform(0.6, 1.2)
     fawn = np.array([0.62, 0.46, 0.30], np.float32) * rng.uniform(0.6, 1.15)
-    kind = rng.choice(["holstein", "red_holstein", "red", "fawn", "black", "white"], p=[0.58, 0.12, 0.1, 0.09, 0.07, 0.04])
+    kind = rng.choice(
+        ["holstein", "red_holstein", "red", "fawn", "black", "white"], p=[0.58, 0.12, 0.1, 0.09, 0.07, 0.04]
+    )
     if kind in ("holstein", "red_holstein"):
         dark = black if kind == "holstein" else red
         cover = _patches(rng, int(rng.integers(2, 4)), rng.uniform(0.25, 0.92), 12.0)
@@ -218,7 +221,9 @@ def _marked(rng: Rng, coat: Floats, species: str) -> Bytes:
     """Dirt, scratches, and for pigs the farmer's spray: a stripe, dots or a number on the back."""
     if rng.random() < 0.55:
         mud = np.array([0.30, 0.23, 0.15], np.float32) * rng.uniform(0.5, 1.4)
-        coat = _blend(coat, _skin(rng, mud, 0.15), _patches(rng, 6, rng.uniform(0.03, 0.35), 3.0) * rng.uniform(0.3, 0.9))
+        coat = _blend(
+            coat, _skin(rng, mud, 0.15), _patches(rng, 6, rng.uniform(0.03, 0.35), 3.0) * rng.uniform(0.3, 0.9)
+        )
     if rng.random() < 0.3:  # the belly and flanks soak up more
         around = np.abs(np.linspace(-1, 1, COAT_PX[0], dtype=np.float32))[:, None] + 0 * coat[..., 0]
         coat = coat * (1 - 0.5 * np.clip((around - 0.45) * 3, 0, 1) * rng.random())[..., None].astype(np.float32)
@@ -296,15 +301,16 @@ def body_of(animal: Animal, pose: Pose) -> Body:
     ]
     local, axes, radius, rests, tints = (np.concatenate([p[i] for p in parts]).astype(np.float32) for i in range(5))
 
-    turn = _rotation(np.float32([pose.heading_rad]), np.float32([0]), np.float32([0]))[0]
+    turn = _rotation(*np.array([[pose.heading_rad], [0.0], [0.0]], np.float32))[0]
     world = local @ turn.T * animal.length_m + np.array([pose.x_m, pose.y_m, pose.lift_m], np.float32)
     return Body(world.astype(np.float32), turn @ axes, radius * animal.length_m, rests, tints)
 
 
-Ellipsoids = tuple[Floats, Floats, Floats]  # center (K, 3), axes (K, 3, 3), radii (K, 3)
+Reals = npt.NDArray[np.floating[Any]]
+Ellipsoids = tuple[Reals, Reals, Reals]  # center (K, 3), axes (K, 3, 3), radii (K, 3)
 
 
-def _segments(start: Floats, end: Floats, thickness: Floats) -> Ellipsoids:
+def _segments(start: Reals, end: Reals, thickness: Reals) -> Ellipsoids:
     """Elongated ellipsoids from start to end (K, 3), with thickness (K,)."""
     along = end - start
     length = np.sqrt((along**2).sum(axis=1, keepdims=True)) + 1e-6
@@ -313,16 +319,25 @@ def _segments(start: Floats, end: Floats, thickness: Floats) -> Ellipsoids:
     side = np.where(upward, [[1.0, 0.0, 0.0]], np.stack([-x[:, 1], x[:, 0], 0 * x[:, 0]], axis=1))
     y = side - x * (side * x).sum(axis=1, keepdims=True)
     y /= np.sqrt((y**2).sum(axis=1, keepdims=True))
-    z = np.stack([x[:, 1] * y[:, 2] - x[:, 2] * y[:, 1], x[:, 2] * y[:, 0] - x[:, 0] * y[:, 2], x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]], axis=1)
+    z = np.stack(
+        [
+            x[:, 1] * y[:, 2] - x[:, 2] * y[:, 1],
+            x[:, 2] * y[:, 0] - x[:, 0] * y[:, 2],
+            x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0],
+        ],
+        axis=1,
+    )
     thick = np.asarray(thickness, np.float32)[:, None]
     radii = np.concatenate([length / 2 + 0.7 * thick, thick, thick], axis=1)
-    return (start + end) / 2, np.stack([x, y, z], axis=2), radii
+    return (start + end) / 2, np.stack([x, y, z], axis=2), np.asarray(radii, np.float32)
 
 
 LIMBS = np.array([(0, 1, 0.0), (0, -1, 0.5), (1, 1, 0.25), (1, -1, 0.75)])  # hind or not, side, phase of the gait
 
 
-def _legs(animal: Animal, anatomy: Anatomy, pose: Pose, along: Floats, path: Floats, frame: Floats) -> tuple[Floats, ...]:
+def _legs(
+    animal: Animal, anatomy: Anatomy, pose: Pose, along: Floats, path: Floats, frame: Floats
+) -> tuple[Floats, ...]:
     """Upper and lower segment of four legs: down to the floor, folded under, or stretched out on the side."""
     hind, side, phase = LIMBS[:, :1] > 0, LIMBS[:, 1:2], LIMBS[:, 2:]  # (4, 1) each
     hip_body = np.where(hind, anatomy.hind_hip, anatomy.front_hip)  # (4, 3)
@@ -366,7 +381,13 @@ UDDER = np.array([1.0, 0.82, 0.78], np.float32)
 
 
 def _details(
-    animal: Animal, anatomy: Anatomy, along: Floats, center: Floats, frame: Floats, half_width: Floats, half_height: Floats
+    animal: Animal,
+    anatomy: Anatomy,
+    along: Floats,
+    center: Floats,
+    frame: Floats,
+    half_width: Floats,
+    half_height: Floats,
 ) -> tuple[Floats, ...]:
     """Ears, tag, tail, eyes, and for cattle horns and udder."""
     pig = animal.species == "pig"
@@ -411,17 +432,14 @@ def _details(
     )
 
 
-def mirrored(pose: Pose) -> Pose:
-    """The same pose with left and right exchanged, in place."""
-    return replace(
-        pose, roll_rad=-pose.roll_rad, bend_rad=-pose.bend_rad, head_yaw_rad=-pose.head_yaw_rad
-    )
-
-
 def spine_points(animal: Animal, pose: Pose, count: int = 7) -> npt.NDArray[np.float64]:
     """Points (count, 2) in meters along the body's axis on the floor plane: for spacing and collisions."""
     t = np.linspace(-0.42, 0.46, count)
-    turn = pose.heading_rad + pose.bend_rad * np.clip(t / 0.45, -1, 1) + pose.head_yaw_rad * np.clip((t - 0.17) / 0.16, 0, 1)
+    turn = (
+        pose.heading_rad
+        + pose.bend_rad * np.clip(t / 0.45, -1, 1)
+        + pose.head_yaw_rad * np.clip((t - 0.17) / 0.16, 0, 1)
+    )
     step = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (t[1] - t[0])
     path = np.cumsum(step, axis=0)
     path -= path[int(np.argmin(np.abs(t + 0.05)))]

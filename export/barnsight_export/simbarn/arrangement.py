@@ -20,7 +20,7 @@ def arrange(scene: Scene, rng: Rng) -> list[Pose]:
     poses: list[Pose] = []
     grouped = 0
     if mode in ("pile", "huddle") and len(herd) > 2:
-        grouped = max(int(round(len(herd) * rng.uniform(0.6, 1.0))), 3)
+        grouped = max(round(len(herd) * rng.uniform(0.6, 1.0)), 3)
         place = _pile if mode == "pile" else _huddle
         poses += place(scene, herd[:grouped], rng)
     elif mode == "feeding" and "feeder" in scene.zones_m:
@@ -142,7 +142,9 @@ def _huddle(scene: Scene, herd: tuple[Animal, ...], rng: Rng) -> list[Pose]:
         heading = angle + rng.choice([0, np.pi, np.pi / 2, -np.pi / 2]) + rng.normal(0, 0.3)
         lift = 0.07 * length * rng.random() * (rng.random() < 0.4)
         pose = Pose(float(spot[0]), float(spot[1]), float(heading), lift_m=float(lift))
-        poses.append(_lying(pose, rng, animal.species, flat=0.45) if rng.random() < 0.85 else _upright(pose, rng, animal.species))
+        poses.append(
+            _lying(pose, rng, animal.species, flat=0.45) if rng.random() < 0.85 else _upright(pose, rng, animal.species)
+        )
     return poses
 
 
@@ -166,7 +168,15 @@ def _at_feeder(scene: Scene, herd: tuple[Animal, ...], rng: Rng) -> list[Pose]:
         toward[1 - wide] = -inward
         heading = float(np.arctan2(toward[1], toward[0]) + rng.normal(0, 0.15))
         pose = _upright(Pose(float(spot[0]), float(spot[1]), heading), rng, animal.species)
-        poses.append(replace(pose, sit=0.0, head_pitch_rad=float(rng.normal(-0.7, 0.15)), bend_rad=float(rng.normal(0, 0.12)), head_yaw_rad=0.0))
+        poses.append(
+            replace(
+                pose,
+                sit=0.0,
+                head_pitch_rad=float(rng.normal(-0.7, 0.15)),
+                bend_rad=float(rng.normal(0, 0.12)),
+                head_yaw_rad=0.0,
+            )
+        )
         place += width
     return poses
 
@@ -178,7 +188,12 @@ def _in_stalls(scene: Scene, count: int, rng: Rng) -> list[Pose]:
     for k, animal in zip(chosen, scene.herd, strict=False):
         x, y, heading = scene.stalls[int(k)]
         back_in = rng.random() < 0.05
-        pose = Pose(x + float(rng.normal(0, 0.08)), y + float(rng.normal(0, 0.12)), heading + np.pi * back_in + float(rng.normal(0, 0.1)), lift_m=0.165)
+        pose = Pose(
+            x + float(rng.normal(0, 0.08)),
+            y + float(rng.normal(0, 0.12)),
+            heading + np.pi * back_in + float(rng.normal(0, 0.1)),
+            lift_m=0.165,
+        )
         lies = rng.random() < 0.75
         pose = _lying(pose, rng, animal.species, flat=0.3) if lies else _upright(pose, rng, animal.species)
         poses.append(replace(pose, stride=0.0, bend_rad=float(rng.normal(0, 0.15))))

@@ -1,9 +1,9 @@
 """What the animals do: a small ethogram as a seeded semi-Markov process that drives bodies through the pen.
 
-Each animal holds an intention for a drawn time, then draws the next. Intentions have goals (a trough, the drinker, a toy,
-a partner's snout, a free place to lie), and the body follows its head with bounded speed, turning rate and posture
-rates: nothing jumps. Upright bodies push apart, so they do not pass through one another. The behavior that is written as
-truth is read off the body, by the definitions of the project: walking from 0.15 m/s, running from 0.66 m/s, eating only
+Each animal holds an intention for a drawn time, then draws the next. Intentions have goals (a trough, the drinker, a
+toy, a partner's snout, a free place to lie), and the body follows its head with bounded speed, turning rate and posture
+rates: nothing jumps. Upright bodies push apart, so they do not pass through one another. The behavior that is written
+as truth is read off the body, by the definitions of the project: walking from 0.15 m/s, running from 0.66 m/s, eating only
 with the head in the feeder's zone.
 """
 
@@ -221,12 +221,14 @@ class Herd:
     # -- motion -------------------------------------------------------------------------------------------------------
 
     def _step(self, dt_s: float) -> None:
-        for actor in self.actors:
+        circles = np.array([_circles(actor) for actor in self.actors])  # (N, 4, 2)
+        for k, actor in enumerate(self.actors):
             if actor.partner is not None:
                 other = self.actors[actor.partner]
                 actor.goal = other.snout if not other.down else None
             self._count_down(actor, dt_s)
-            self._move(actor, dt_s)
+            others = [j for j in range(len(self.actors)) if j not in (k, actor.partner)]
+            self._move(actor, dt_s, circles[others].reshape(-1, 2))
             self._hold(actor, dt_s)
         self._separate()
 
@@ -246,7 +248,7 @@ class Herd:
             else:
                 self._choose(actor)
 
-    def _move(self, actor: _Actor, dt_s: float) -> None:
+    def _move(self, actor: _Actor, dt_s: float, obstacles_m: Vectors) -> None:
         """Steer the head to the goal with bounded acceleration and turning; only an upright body walks."""
         pose, length = actor.pose, actor.animal.length_m
         wanted_speed, wanted_turn = 0.0, 0.0
@@ -262,7 +264,7 @@ class Herd:
             if distance > 0.08 * length:
                 wanted_speed = top * min(distance / (0.3 * length), 1.0) * (0.12 + 0.88 * facing)
                 wanted_turn = float(np.clip(1.8 * error, -1.4, 1.4))
-            avoid_turn, slow = self._avoidance(actor)
+            avoid_turn, slow = _avoidance(actor, obstacles_m)
             wanted_turn += avoid_turn
             wanted_speed *= slow
         actor.speed_m_s += float(np.clip(wanted_speed - actor.speed_m_s, -1.5 * dt_s, 1.0 * dt_s))
@@ -277,24 +279,6 @@ class Herd:
             heading_rad=pose.heading_rad + actor.turning_rad_s * dt_s,
             gait=pose.gait + actor.speed_m_s * dt_s / (0.5 * length),
         )
-
-    def _avoidance(self, actor: _Actor) -> tuple[float, float]:
-        """Turn away from, and slow down before, bodies ahead: turning rate in rad/s and a factor on speed."""
-        turn, slow = 0.0, 1.0
-        length = actor.animal.length_m
-        aim = actor.position + 0.75 * length * actor.ahead
-        left = np.array([-actor.ahead[1], actor.ahead[0]])
-        for k, other in enumerate(self.actors):
-            if other is actor or k == actor.partner:
-                continue
-            for point in _circles(other):
-                away = point - aim
-                distance = float(np.linalg.norm(away))
-                if distance < 0.42 * length:
-                    push = 1 - distance / (0.42 * length)
-                    turn -= 1.6 * push * float(np.sign(away @ left) or 1.0) / 3
-                    slow = min(slow, 1 - 0.75 * push)
-        return float(np.clip(turn, -1.5, 1.5)), slow
 
     def _hold(self, actor: _Actor, dt_s: float) -> None:
         """Posture, head and legs follow the intention at their own rates."""
@@ -380,6 +364,16 @@ def _circles(actor: _Actor) -> Vectors:
     turn = actor.pose.heading_rad + actor.pose.bend_rad * along / 0.45
     offset = np.stack([np.cos(turn), np.sin(turn)], axis=1) * along[:, None] * actor.animal.length_m
     return np.asarray(actor.position + offset)
+
+
+def _avoidance(actor: _Actor, obstacles_m: Vectors) -> tuple[float, float]:
+    """Turn away from, and slow down before, points of bodies ahead: turning rate in rad/s and a factor on speed."""
+    reach = 0.42 * actor.animal.length_m
+    away = obstacles_m - (actor.position + 0.75 * actor.animal.length_m * actor.ahead)
+    push = np.maximum(1 - np.sqrt((away**2).sum(axis=1)) / reach, 0)
+    left = np.array([-actor.ahead[1], actor.ahead[0]])
+    turn = -0.53 * float((push * np.where(away @ left >= 0, 1, -1)).sum())
+    return float(np.clip(turn, -1.5, 1.5)), 1 - 0.75 * float(push.max(initial=0.0))
 
 
 def _wrapped(angle_rad: float) -> float:

@@ -1,7 +1,7 @@
 """The truth of a clip: visible masks, boxes, tracks, animals and behaviors, frame by frame.
 
-    gt.txt         MOT Challenge: frame,id,left,top,width,height,conf,class,visibility; frame and pixels count from 1; the
-                   box is tight around the visible mask; class is 1 throughout, so that evaluators keep every row
+    gt.txt         MOT Challenge: frame,id,left,top,width,height,conf,class,visibility; frame and pixels count from 1;
+                   the box is tight around the visible mask; class is 1 throughout, so that evaluators keep every row
     masks.jsonl    {"frame", "track", "animal", "size": [h, w], "counts", "ignore"} with COCO's run-length string
     truth.parquet  frame, track, animal, behavior, place, heading, speed, weight, condition, visible fraction, box
     scene.json     seed, split, camera, light, zones (as shares of the frame), herd
@@ -88,7 +88,9 @@ class TruthWriter:
     def __enter__(self) -> TruthWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._boxes.close()
         self._masks.close()
         self._flush()
@@ -139,7 +141,12 @@ def describe(scene: Scene, *, frames: int, fps: int) -> dict[str, Any]:
         shares = pixels / np.array([scene.spec.width, scene.spec.height])
         zones[name] = np.clip(shares, 0, 1).round(4).tolist()
     herd = [
-        {"animal": animal_name(a), "track": a.number, "weight_kg": round(a.weight_kg, 2), "length_m": round(a.length_m, 4)}
+        {
+            "animal": animal_name(a),
+            "track": a.number,
+            "weight_kg": round(a.weight_kg, 2),
+            "length_m": round(a.length_m, 4),
+        }
         for a in scene.herd
     ]
     return {

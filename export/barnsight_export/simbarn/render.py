@@ -1,9 +1,9 @@
 """Pictures of a scene with exact instance ids: rays against ellipsoids, panels and pipes, then light, then the sensor.
 
 Every surface is intersected with the camera's own rays, so any lens is exact. Parts of one animal are blended where
-they meet (weights exp(-depth / s)), which turns thirty ellipsoids into one smooth body; animals and fittings are ordered
-by a shared z-buffer. Light is one ambient and one key light with a shadow map on the floor plane, plus occlusion from the
-height map of the view; at night the lamp sits at the camera, as infrared lamps do.
+they meet (weights exp(-depth / s)), which turns thirty ellipsoids into one smooth body; animals and fittings are
+ordered by a shared z-buffer. Light is one ambient and one key light with a shadow map on the floor plane, plus occlusion from
+the height map of the view; at night the lamp sits at the camera, as infrared lamps do.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Renderer:
         visible = np.bincount(ids.ravel(), minlength=len(bodies) + 1)[1:].astype(np.float32)
         radiance = self._shade(surfaces, self.rays, ids, bodies)
         image = expose(radiance * np.float32(self.gain), self.scene.sensor, frame)
-        return Rendered(image, ids, visible / np.maximum(silhouettes, 1.0))
+        return Rendered(image, ids, np.asarray(visible / np.maximum(silhouettes, 1.0), np.float32))
 
     # -- surfaces -----------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,9 @@ class Renderer:
             covered = (x * zone.normal[0] + y * zone.normal[1] > zone.offset_m)[..., None]
             albedo = np.where(covered, paint.astype(np.float32) / 255, albedo)
         span = np.float32(256 / (1.6 * max(self.scene.pen_m)))
-        wear = cv2.remap(self.scene.stains, x * span + 128, y * span + 128, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        wear = cv2.remap(
+            self.scene.stains, x * span + 128, y * span + 128, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
         albedo = albedo * (wear.astype(np.float32) / 255)
         albedo[~hits] = 0.12
         normal = np.zeros((*self.shape, 3), np.float32)
@@ -251,7 +253,10 @@ class Renderer:
         for window, to_unit, offset, affine in zip(windows, *self._blend_terms(animal, body), strict=True):
             if window is None:
                 continue
-            patch = (slice(window[0].start - top, window[0].stop - top), slice(window[1].start - left, window[1].stop - left))
+            patch = (
+                slice(window[0].start - top, window[0].stop - top),
+                slice(window[1].start - left, window[1].stop - left),
+            )
             depth, hit = self._depth_of_ellipsoid(window, to_unit, offset)
             weight = np.exp(np.clip((middle - depth) * sharpness, -60, 60)) * hit
             terms = np.empty((4, *depth.shape), np.float32)
@@ -260,17 +265,17 @@ class Renderer:
             blend[:, patch[0], patch[1]] += (affine.T @ terms.reshape(4, -1)).reshape(11, *depth.shape)
             np.minimum(nearest[patch], np.where(hit, depth, np.inf), out=nearest[patch])
         nearest, blend = nearest.ravel(), blend.reshape(11, -1)
-        hit = np.flatnonzero(np.isfinite(nearest))
-        if not len(hit):
+        body_px = np.flatnonzero(np.isfinite(nearest))
+        if not len(body_px):
             return 0.0
-        rows, columns = hit // width + top, hit % width + left
-        front = nearest[hit] < surfaces.depth_m[rows, columns]
-        whole = len(hit) / self._framed_share(body)
-        rows, columns, hit = rows[front], columns[front], hit[front]
-        mix = blend[:, hit].T  # (n, 11)
+        whole = len(body_px) / self._framed_share(body)
+        rows, columns = body_px // width + top, body_px % width + left
+        front = nearest[body_px] < surfaces.depth_m[rows, columns]
+        rows, columns, body_px = rows[front], columns[front], body_px[front]
+        mix = blend[:, body_px].T  # (n, 11)
         mix = mix / mix[:, :1]
         normal = mix[:, 1:4] / (np.linalg.norm(mix[:, 1:4], axis=1, keepdims=True) + 1e-9)
-        surfaces.depth_m[rows, columns] = nearest[hit]
+        surfaces.depth_m[rows, columns] = nearest[body_px]
         surfaces.normal[rows, columns] = normal
         surfaces.albedo[rows, columns] = _coat_color(animal, mix[:, 4:7], mix[:, 10:]) * mix[:, 7:10]
         ids[rows, columns] = number
@@ -388,9 +393,9 @@ class LightMap:
         for px, py, strength in self.scene.light.lamps:
             gain += strength * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (0.3 * self.span_m) ** 2))
         gain /= gain.mean()
-        for px, py, width, depth, strength in self.scene.light.windows:
-            patch = ((np.abs(x - px) < width / 2) & (np.abs(y - py) < depth / 2)).astype(np.float32)
-            gain += strength * cv2.GaussianBlur(patch, (0, 0), 1.2)
+        for sun in self.scene.light.windows:
+            patch = (np.abs(x - sun.x_m) < sun.width_m / 2) & (np.abs(y - sun.y_m) < sun.depth_m / 2)
+            gain += sun.gain * cv2.GaussianBlur(patch.astype(np.float32), (0, 0), 1.2)
         return gain
 
     def sample(self, point_m: Floats, bodies: list[Body]) -> tuple[Floats, Floats]:
@@ -399,7 +404,9 @@ class LightMap:
         if bodies:
             center = np.concatenate([b.center_m for b in bodies])
             spread = np.concatenate([b.axes * b.radii_m[:, None, :] for b in bodies])[:, :2]  # (K, 2, 3)
-            spread = spread - np.concatenate([(b.axes * b.radii_m[:, None, :])[:, 2:] for b in bodies]) * self.slope[:, None]
+            spread = (
+                spread - np.concatenate([(b.axes * b.radii_m[:, None, :])[:, 2:] for b in bodies]) * self.slope[:, None]
+            )
             covariance = spread @ spread.transpose(0, 2, 1)
             value, vector = np.linalg.eigh(covariance)
             half = np.maximum(np.round(np.sqrt(np.maximum(value, 0)) * self.scale), 1).astype(int)

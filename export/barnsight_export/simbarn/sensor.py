@@ -69,7 +69,9 @@ def _veil(lens: np.random.Generator, sensor: Sensor, height: int, width: int) ->
         web = np.zeros((height, width), np.float32)
         for _ in range(sensor.cobwebs):
             a, b = (lens.uniform(0, 1, 2) * (width, height) for _ in range(2))
-            cv2.line(web, a.astype(int).tolist(), b.astype(int).tolist(), float(lens.uniform(0.15, 0.5)), 2, cv2.LINE_AA)
+            cv2.line(
+                web, a.astype(int).tolist(), b.astype(int).tolist(), float(lens.uniform(0.15, 0.5)), 2, cv2.LINE_AA
+            )
         veil = veil * (1 - cv2.GaussianBlur(web, (0, 0), 2.0))
     return np.asarray(veil, np.float32)
 

@@ -1,7 +1,7 @@
 """An RTSP camera made of a clip: the clip's own H.264 units, again and again, at their true rate.
 
-The units of an mp4 are read into memory once and handed to a live ``appsrc`` with time stamps that go on over the end of
-the clip, so nothing is encoded again and a client sees one endless stream. Clients of a mount share it, as clients of
+The units of an mp4 are read into memory once and handed to a live ``appsrc`` with time stamps that go on over the end
+of the clip, so nothing is encoded again and a client sees one endless stream. Clients of a mount share it, as clients of
 a camera do; it starts with the first frame when its first client comes.
 """
 
@@ -81,13 +81,13 @@ class Loop:
     """Feeds one media's ``appsrc`` with the units over and over."""
 
     def __init__(self, units: list[Unit], source: Any) -> None:
-        self._units, self._source = units, source
+        self._units = [(GLib.Bytes.new(unit.data), unit) for unit in units]
         self._next, self._time_ns = 0, 0
         source.connect("need-data", self._push)
 
     def _push(self, source: Any, _wanted: int) -> None:
-        unit = self._units[self._next]
-        buffer = Gst.Buffer.new_wrapped(unit.data)
+        data, unit = self._units[self._next]
+        buffer = Gst.Buffer.new_wrapped_bytes(data)
         buffer.pts = buffer.dts = self._time_ns
         buffer.duration = unit.duration_ns
         if not unit.key:
@@ -104,7 +104,12 @@ class ClipServer:
     """
 
     def __init__(
-        self, files: Mapping[str, Path], *, host: str = "127.0.0.1", port: int = 8554, credentials: Credentials | None = None
+        self,
+        files: Mapping[str, Path],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8554,
+        credentials: Credentials | None = None,
     ) -> None:
         Gst.init(None)
         self._units = {mount: read_units(path) for mount, path in files.items()}
@@ -151,7 +156,7 @@ class ClipServer:
         factory = GstRtspServer.RTSPMediaFactory.new()
         factory.set_launch(
             "( appsrc name=loop is-live=true format=time block=false max-buffers=4 caps=video/x-h264,"
-            "stream-format=byte-stream,alignment=au ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 )"
+            "stream-format=byte-stream,alignment=au ! h264parse config-interval=-1 ! queue max-size-buffers=8 ! rtph264pay name=pay0 pt=96 )"
         )
         factory.set_shared(True)
         factory.set_protocols(GstRtsp.RTSPLowerTrans.TCP | GstRtsp.RTSPLowerTrans.UDP)

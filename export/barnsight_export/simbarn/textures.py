@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ def noise(rng: Rng, size_px: tuple[int, int], cells: int, octaves: int = 4, pers
 
 
 @cache
-def _noise_bank(size_px: tuple[int, int], cells: int, octaves: int, persistence: float, count: int = 8) -> list[Floats]:
+def _noise_bank(size_px: tuple[int, int], cells: int, octaves: int, persistence: float, count: int = 4) -> list[Floats]:
     """Fields drawn once per process from a fixed seed, since drawing them anew would take most of a scene's time."""
     rng = np.random.default_rng([*size_px, cells, octaves, int(persistence * 1000)])
     height, width = size_px
@@ -57,7 +58,9 @@ def _noise_bank(size_px: tuple[int, int], cells: int, octaves: int, persistence:
     return bank
 
 
-def _color(rng: Rng, low: tuple[float, float, float], high: tuple[float, float, float], jitter: float = 0.025) -> Floats:
+def _color(
+    rng: Rng, low: tuple[float, float, float], high: tuple[float, float, float], jitter: float = 0.025
+) -> Floats:
     """A color between two, along one line, with a little jitter: rooms differ more in tone than in hue."""
     t = rng.random()
     color = np.array(low) * (1 - t) + np.array(high) * t + rng.normal(0, jitter, 3)
@@ -75,7 +78,7 @@ def _ramp() -> tuple[Floats, Floats]:
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def _saw(value: Floats, periods: int, phase: Floats | float = 0.0) -> Floats:
+def _saw(value: Floats, periods: int, phase: npt.NDArray[np.floating[Any]] | float = 0.0) -> Floats:
     return np.asarray(np.mod(value * periods + phase, 1.0), np.float32)
 
 
@@ -108,7 +111,13 @@ def plastic_grid(rng: Rng) -> Texture:
     rows = int(side / rng.uniform(0.022, 0.05))
     columns = int(side / rng.uniform(0.06, 0.12))
     x, y = _ramp()
-    tones: list[tuple[float, float, float]] = [(0.2, 0.35, 0.24), (0.28, 0.38, 0.5), (0.75, 0.72, 0.66), (0.3, 0.3, 0.31), (0.55, 0.5, 0.4)]
+    tones: list[tuple[float, float, float]] = [
+        (0.2, 0.35, 0.24),
+        (0.28, 0.38, 0.5),
+        (0.75, 0.72, 0.66),
+        (0.3, 0.3, 0.31),
+        (0.55, 0.5, 0.4),
+    ]
     tone = tones[int(rng.integers(len(tones)))]
     rgb = _mottled(rng, _color(rng, tone, (0.5, 0.5, 0.47)), 0.06)
     row = np.floor(y * rows)
@@ -119,7 +128,7 @@ def plastic_grid(rng: Rng) -> Texture:
 def concrete(rng: Rng) -> Texture:
     rgb = _mottled(rng, _color(rng, (0.3, 0.29, 0.27), (0.78, 0.76, 0.72)), rng.uniform(0.05, 0.16), 3)
     if rng.random() < 0.4:  # grooved against slipping
-        x, y = _ramp()
+        x, _ = _ramp()
         periods = int(rng.integers(12, 40))
         rgb = np.where((_saw(x, periods) < 0.12)[..., None], rgb * 0.72, rgb).astype(np.float32)
     return Texture(_tile(rgb), rng.uniform(2.0, 4.0))
@@ -206,7 +215,7 @@ def shavings(rng: Rng) -> Texture:
 
 
 def planks(rng: Rng) -> Texture:
-    x, y = _ramp()
+    _, y = _ramp()
     rows = int(rng.integers(8, 16))
     grain = noise(rng, (TILE_PX, 64), 4, 5)
     rgb = _color(rng, (0.3, 0.22, 0.14), (0.62, 0.5, 0.36)) * (

@@ -1,0 +1,303 @@
+"""Training the detector: targets from instance maps, matching, schedule, and a run that resumes as if uninterrupted."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from barnsight_export.errors import DataMissingError
+from barnsight_export.networks.sam3 import Detection, DetectorConfig
+from barnsight_export.networks.student import StudentConfig
+from barnsight_export.presets import Preset
+from barnsight_export.train.augment import augment
+from barnsight_export.train.detector import CHECKPOINT, LOG, Budget, Recipe, Trainer, load_trained, train_detector
+from barnsight_export.train.losses import (
+    BACKGROUND,
+    UNJUDGED,
+    match_one_to_many,
+    match_one_to_one,
+    noise_boxes,
+    overlaps,
+)
+from barnsight_export.train.samples import IGNORED, PADDING, TARGET, Batch, Picture, Views, collate, find_targets
+from barnsight_export.train.validation import validate
+
+TINY = Preset(
+    name="tiny",
+    image_size=64,
+    grid=4,
+    concepts=("pig", "cow"),
+    student=StudentConfig(stem=8, stages=(8, 16, 20), expansion=2, attention_blocks=1, neck=16),
+    detector=DetectorConfig(
+        width=16,
+        heads=2,
+        feed_forward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        queries=6,
+        upsampling_stages=2,
+        dropout=0.0,
+        top_k=4,
+    ),
+)
+RECIPE = Recipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
+
+
+class Ellipses:
+    """A store of pictures with two ellipses each; odd pictures show cows, every fifth one is empty."""
+
+    def __init__(self, count: int = 10) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Picture:
+        rng = np.random.default_rng(index)
+        image = np.full((96, 96, 3), 60, np.uint8)
+        ids = np.zeros((96, 96), np.uint8)
+        if index % 5 == 4:
+            return Picture(image, ids, None, np.ones(0, np.float32))
+        for number, column in ((1, 25), (2, 70)):
+            center = (column, int(rng.integers(25, 70)))
+            cv2.ellipse(image, center, (18, 10), 30, 0, 360, (220, 180, 180), -1)
+            cv2.ellipse(ids, center, (18, 10), 30, 0, 360, number, -1)
+        return Picture(image, ids, index % 2, np.ones(2, np.float32))
+
+
+def one_picture(boxes: list[tuple[float, float, float, float]], kinds: list[int]) -> Batch:
+    """A batch of one picture with the given boxes, normalized cxcywh."""
+    masks = torch.zeros(1, len(boxes), 16, 16, dtype=torch.uint8)
+    return Batch(
+        torch.zeros(1, 64, 64, 3, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([boxes]),
+        torch.tensor([kinds]),
+        masks,
+    )
+
+
+# Targets
+
+
+def test_an_instance_becomes_its_tight_box_and_a_mask_at_a_quarter() -> None:
+    ids = np.zeros((320, 320), np.uint8)
+    ids[80:160, 32:96] = 1  # rows, columns
+    targets = find_targets(ids, np.ones(1, np.float32))
+    np.testing.assert_allclose(targets.boxes, [[0.2, 0.375, 0.2, 0.25]])
+    assert targets.kinds.tolist() == [TARGET]
+    assert targets.masks.shape == (1, 80, 80)
+    assert targets.masks[0, 20:40, 8:24].min() == 255
+    assert int((targets.masks[0] > 0).sum()) == 20 * 16
+
+
+@pytest.mark.parametrize(
+    ("side_px", "visible", "kind"), [(10, 1.0, TARGET), (5, 1.0, IGNORED), (10, 0.05, IGNORED)], ids=str
+)
+def test_slivers_are_neither_found_nor_missed(side_px: int, visible: float, kind: int) -> None:
+    ids = np.zeros((320, 320), np.uint8)
+    ids[:side_px, :side_px] = 1
+    assert find_targets(ids, np.array([visible], np.float32)).kinds.tolist() == [kind]
+
+
+def test_an_animal_that_the_view_cuts_down_to_a_sliver_is_ignored() -> None:
+    ids = np.zeros((320, 320), np.uint8)
+    ids[:20, :20] = 1
+    cut = find_targets(ids, np.ones(1, np.float32), full_area_px=np.array([8000.0], np.float32))
+    assert cut.kinds.tolist() == [IGNORED]
+
+
+def test_batches_pad_to_the_fullest_picture() -> None:
+    empty, two = Ellipses()[4], Ellipses()[0]
+    samples = [(p.image, 0, find_targets(p.ids, p.visible_fraction)) for p in (empty, two)]
+    batch = collate(samples)
+    assert batch.kinds.tolist() == [[PADDING, PADDING], [TARGET, TARGET]]
+    assert tuple(batch.masks.shape) == (2, 2, 24, 24)
+
+
+# Views
+
+
+def test_a_view_depends_on_seed_and_position_alone() -> None:
+    first, again, other = (Views(Ellipses(), 2, seed)[(17, 64)] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_animals_stay_under_their_ids_through_augmentation() -> None:
+    """White animals on black: through every view, what the map calls an animal is the brighter part."""
+    ids = np.zeros((96, 96), np.uint8)
+    ids[30:66, 30:66] = 1
+    image = np.repeat(ids[..., None] * 200, 3, axis=2).astype(np.uint8)
+    for seed in range(12):
+        view, view_ids, _ = augment(image, ids, 96, np.random.default_rng(seed))
+        inside = cv2.erode((view_ids > 0).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        near = cv2.dilate((view_ids > 0).astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
+        ring = near & ~(cv2.dilate((view_ids > 0).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0)
+        assert inside.any()
+        assert np.median(view[inside]) > np.median(view[ring])
+
+
+def test_a_wrong_or_absent_animal_leaves_nothing_to_find() -> None:
+    views = Views(Ellipses(), 2, seed=0)
+    wrong = 0
+    for position in range(200):
+        _, concept, targets = views[(position, 64)]
+        rng = np.random.default_rng((0, position))
+        picture = views.pictures[int(rng.integers(len(views.pictures)))]
+        if concept != picture.concept:
+            wrong += 1
+            assert len(targets.boxes) == 0
+    assert 200 * 0.15 < wrong < 200 * 0.45  # a fifth is empty, a tenth of the others is asked for wrongly
+
+
+# Matching
+
+
+def test_iou_and_giou_of_known_boxes() -> None:
+    square, shifted, far = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.3, 0.2, 0.2, 0.2], [0.7, 0.2, 0.2, 0.2]])
+    iou, giou = overlaps(torch.stack([square, square, square]), torch.stack([square, shifted, far]))
+    torch.testing.assert_close(iou, torch.tensor([1.0, 1 / 3, 0.0]))
+    torch.testing.assert_close(giou, torch.tensor([1.0, 1 / 3, -3 / 7]))
+
+
+def test_one_to_one_gives_each_animal_its_nearest_query() -> None:
+    batch = one_picture([(0.2, 0.2, 0.1, 0.1), (0.8, 0.8, 0.1, 0.1), (0.5, 0.5, 0.1, 0.1)], [TARGET, TARGET, PADDING])
+    boxes = torch.tensor([[[[0.79, 0.8, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1], [0.21, 0.2, 0.1, 0.1]]]])
+    assert match_one_to_one(torch.zeros(1, 1, 3), boxes, batch).tolist() == [[[1, BACKGROUND, 0]]]
+
+
+def test_a_query_on_an_ignored_animal_is_not_judged() -> None:
+    batch = one_picture([(0.2, 0.2, 0.1, 0.1)], [IGNORED])
+    boxes = torch.tensor([[[[0.2, 0.2, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]]]])
+    assert match_one_to_one(torch.zeros(1, 1, 2), boxes, batch).tolist() == [[[UNJUDGED, BACKGROUND]]]
+
+
+def test_one_to_many_takes_at_most_four_queries_that_fit() -> None:
+    batch = one_picture([(0.5, 0.5, 0.2, 0.2)], [TARGET])
+    shifts = torch.tensor([0.0, 0.005, 0.01, 0.015, 0.02, 0.3])
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).repeat(1, 1, 6, 1)
+    boxes[..., 0] += shifts
+    matched = match_one_to_many(torch.full((1, 1, 6), 2.0), boxes, batch)
+    assert matched.tolist() == [[[0, 0, 0, 0, BACKGROUND, BACKGROUND]]]
+
+
+def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
+    torch.manual_seed(0)
+    batch = one_picture([(0.5, 0.5, 0.3, 0.2), (0.3, 0.3, 0.2, 0.2), (0.5, 0.5, 0.1, 0.1)], [TARGET, TARGET, IGNORED])
+    denoising = noise_boxes(batch)
+    matched = denoising.matched[0]
+    assert sorted(matched.tolist()) == [UNJUDGED] * 3 + [BACKGROUND] * 2 + [0, 0, 1, 1]
+    positive = matched >= 0
+    iou, _ = overlaps(denoising.boxes[0, positive], batch.boxes[0, matched[positive]])
+    assert (iou > 0.2).all()
+
+
+# Schedule
+
+
+def test_size_and_rate_follow_the_share_of_the_budget() -> None:
+    recipe = Recipe()
+    assert [recipe.size_px(p) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
+    assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
+    assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)
+    assert recipe.rate(0.7, 1000) == pytest.approx(1e-3 * 0.505)
+    assert recipe.rate(1.0, 1000) == pytest.approx(1e-5)
+
+
+def test_budgets_count_images_or_minutes() -> None:
+    assert Budget("images", 1000).progress(250, 1e9) == 0.25
+    assert Budget("minutes", 10).progress(10**9, 300.0) == 0.5
+    assert Budget("images", 10).progress(12, 0.0) == 1.0
+
+
+# Runs
+
+
+def run(out: Path, images: int, *, resume: bool = False) -> Trainer:
+    trainer = Trainer(TINY, RECIPE, out)
+    if resume:
+        trainer.resume()
+    train_detector(trainer, Budget("images", images), lambda _: Ellipses(), workers=0, show_progress=False)
+    return trainer
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = Trainer(TINY, RECIPE, tmp_path / "whole")
+    views = Views(Ellipses(), 2, RECIPE.seed)
+    batches = [collate([views[(4 * k + i, 64)] for i in range(4)]) for k in range(4)]
+    for batch in batches[:2]:
+        whole.step(batch, 0.1)
+    whole.out.mkdir()
+    whole.save()
+    for batch in batches[2:]:
+        whole.step(batch, 0.1)
+
+    resumed = Trainer(TINY, RECIPE, tmp_path / "whole")
+    resumed.resume()
+    assert (resumed.counters.images, resumed.counters.steps) == (8, 2)
+    for batch in batches[2:]:
+        resumed.step(batch, 0.1)
+    for name, value in whole.average.state_dict().items():
+        torch.testing.assert_close(resumed.average.state_dict()[name], value, msg=name)
+
+
+def test_a_run_leaves_a_log_and_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    run(tmp_path, 8)
+    trainer = run(tmp_path, 16, resume=True)
+    with (tmp_path / LOG).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["images"] for row in rows] == ["8", "16"]
+    assert {"minutes", "size_px", "ap50", "ap75", "recall", "false_positives", "lr", "loss", "dice"} <= set(rows[0])
+    loaded = load_trained(tmp_path / CHECKPOINT, TINY)
+    torch.testing.assert_close(loaded.concepts.data, trainer.average.concepts.data)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    trainer = Trainer(TINY, RECIPE, tmp_path)
+    views = Views(Ellipses(), 2, 0)
+    batch = collate([views[(position, 64)] for position in range(4)])
+    losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_resuming_nothing_names_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DataMissingError, match=r"checkpoint\.pt: no checkpoint there"):
+        Trainer(TINY, RECIPE, tmp_path).resume()
+
+
+# Validation
+
+
+class Oracle(torch.nn.Module):
+    """Answers with the truth of the pictures it is shown in turn, plus one phantom where asked to."""
+
+    def __init__(self, pictures: Ellipses, *, phantom: bool) -> None:
+        super().__init__()
+        self.pictures, self.phantom, self.shown = pictures, phantom, 0
+
+    def forward(self, image: torch.Tensor, concept: torch.Tensor) -> Detection:
+        ids = self.pictures[self.shown].ids
+        self.shown += 1
+        masks = np.stack([np.where(ids == k, 9.0, -9.0) for k in (1, 2)] + [np.full(ids.shape, -9.0)])
+        masks[2, :8, :8] = 9.0
+        small = torch.from_numpy(masks).float()[None]
+        present = 4.0 if ids.any() else -9.0
+        scores = torch.tensor([[4.0, 3.0, 2.0 if self.phantom else -9.0]])
+        return Detection(torch.zeros(1, 3, 4), scores, torch.tensor([[present]]), small)
+
+
+def test_the_truth_scores_one_and_a_phantom_is_counted() -> None:
+    pictures = Ellipses(5)
+    perfect = validate(Oracle(pictures, phantom=False), pictures, 96, limit=5)
+    haunted = validate(Oracle(pictures, phantom=True), pictures, 96, limit=5)
+    assert (perfect.ap50, perfect.ap75, perfect.recall, perfect.false_positives) == (1.0, 1.0, 1.0, 0.0)
+    assert haunted.recall == 1.0
+    assert haunted.false_positives == 4 / 5  # not in the empty scene: nothing is present there

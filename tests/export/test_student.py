@@ -1,0 +1,144 @@
+"""The student encoder and SAM 3's detector on top of it: shapes, and agreement with the stock SAM 3 modules."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from barnsight_export.networks.sam3 import Detector, DetectorConfig, Queries, Sam3
+from barnsight_export.networks.student import Student, StudentConfig, normalize, parameter_count
+from barnsight_export.presets import NANO, PRESETS
+
+SMALL = DetectorConfig(
+    width=32,
+    heads=2,
+    feed_forward=64,
+    encoder_layers=2,
+    decoder_layers=3,
+    queries=10,
+    upsampling_stages=2,
+    dropout=0.0,
+    top_k=4,
+)
+
+
+def small_detector() -> Detector:
+    torch.manual_seed(0)
+    return Detector(SMALL).eval()
+
+
+def small_inputs() -> tuple[torch.Tensor, ...]:
+    """d4, d2, d1 and a prompt, for a 5 x 5 grid."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((2, 32, 20, 20), (2, 32, 10, 10), (2, 32, 5, 5), (2, 4, 32))
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def test_the_student_gives_three_maps_at_strides_4_8_and_16() -> None:
+    maps = Student(StudentConfig()).eval()(torch.zeros(1, 3, 160, 160))
+    assert [tuple(m.shape) for m in maps] == [(1, 96, 40, 40), (1, 96, 20, 20), (1, 96, 10, 10)]
+
+
+def test_bytes_become_the_range_minus_one_to_one() -> None:
+    image = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)  # (1, 1, 1, 3)
+    found = normalize(image)
+    assert found.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(found.flatten(), torch.tensor([-1.0, 128 / 127.5 - 1, 1.0]))
+
+
+def test_nano_stays_small() -> None:
+    model = NANO.build()
+    assert parameter_count(model.encoder) < 1.6e6
+    assert parameter_count(model) < 3.0e6
+    assert NANO.image_size == 16 * NANO.grid
+    assert PRESETS["nano"] is NANO
+
+
+def test_our_loops_compute_what_the_stock_forward_computes() -> None:
+    detector = small_detector()
+    _, _, d1, text = small_inputs()
+    with torch.no_grad():
+        tokens, position = detector.encode(d1, text)
+        ours = detector.decode(tokens, position, text)
+        level = detector.position(d1.shape, d1.device, d1.dtype)
+        encoded = detector.detr_encoder(vision_features=[d1], text_features=text, vision_pos_embeds=[level])
+        stock = detector.detr_decoder(
+            vision_features=encoded.last_hidden_state,
+            text_features=text,
+            vision_pos_encoding=encoded.pos_embeds_flattened,
+            spatial_shapes=encoded.spatial_shapes,
+        )
+    torch.testing.assert_close(tokens, encoded.last_hidden_state)
+    torch.testing.assert_close(ours.states, stock.intermediate_hidden_states)
+    torch.testing.assert_close(ours.presence, stock.presence_logits.squeeze(-1))
+
+
+def test_masks_are_those_of_the_stock_mask_decoder() -> None:
+    detector = small_detector()
+    d4, d2, d1, text = small_inputs()
+    with torch.no_grad():
+        found = detector(d4, d2, d1, text)
+        tokens, position = detector.encode(d1, text)
+        decoded = detector.decode(tokens, position, text)
+        stock = detector.mask_decoder(
+            decoder_queries=decoded.states[-1],
+            backbone_features=[d4, d2, d1],
+            encoder_hidden_states=tokens,
+            prompt_features=text,
+        )
+        best = detector.score(decoded.states, text)[-1].topk(4, dim=1).indices
+    assert found.boxes.shape == (2, 4, 4)
+    assert found.logits.shape == (2, 4)
+    assert found.presence.shape == (2, 1)
+    torch.testing.assert_close(found.masks[1], stock.pred_masks[1, best[1]])
+    torch.testing.assert_close(found.masks[0], stock.pred_masks[0, best[0]])
+
+
+def test_the_best_queries_come_first_with_their_corners_in_order() -> None:
+    found = small_detector()(*small_inputs())
+    assert (found.logits.diff(dim=1) <= 0).all()
+    assert (found.boxes[..., 2:] > found.boxes[..., :2]).all()
+
+
+def test_extra_queries_leave_the_learned_ones_alone() -> None:
+    detector = small_detector()
+    _, _, d1, text = small_inputs()
+    extra = Queries(torch.randn(2, 7, 32), torch.rand(2, 7, 4) * 0.5 + 0.2)
+    with torch.no_grad():
+        tokens, position = detector.encode(d1, text)
+        alone = detector.decode(tokens, position, text)
+        together = detector.decode(tokens, position, text, extra)
+    assert together.states.shape[2] == 17
+    torch.testing.assert_close(together.states[:, :, :10], alone.states)
+    torch.testing.assert_close(together.presence, alone.presence)
+
+
+def test_a_fresh_decoder_looks_inside_its_boxes() -> None:
+    torch.manual_seed(0)
+    model = Sam3(StudentConfig(neck=32), SMALL, ("pig",))
+    box = torch.tensor([[[0.25, 0.25, 0.3, 0.3]]])
+    with torch.no_grad():
+        bias = model.detector.detr_decoder._get_rpb_matrix(box, (10, 10)).reshape(2, 10, 10)
+    assert (bias[:, 2, 2] > bias[:, 2, 8] + 1.0).all()
+    assert (bias[:, 2, 2] > bias[:, 8, 2] + 1.0).all()
+
+
+def test_at_full_size_the_names_are_sam3s_own() -> None:
+    with torch.device("meta"):
+        names = set(Detector(DetectorConfig()).state_dict())
+    expected = {
+        "detr_encoder.layers.5.self_attn.q_proj.weight",
+        "detr_decoder.layers.5.vision_cross_attn.o_proj.bias",
+        "detr_decoder.presence_token.weight",
+        "detr_decoder.box_rpb_embed_x.layer2.weight",
+        "mask_decoder.pixel_decoder.conv_layers.2.weight",
+        "dot_product_scoring.text_proj.weight",
+    }
+    assert expected <= names
+
+
+def test_a_neck_that_does_not_fit_the_detector_is_refused() -> None:
+    with pytest.raises(ValueError, match="96 wide, the detector 32"):
+        Sam3(StudentConfig(neck=96), SMALL, ("pig",))
