@@ -47,26 +47,26 @@ class Clip:
 
 GROUPS = {
     "Pigs, 4 to 12 in the pen": (
-        Clip(9001, "pig", 4, "day"),
-        Clip(9002, "pig", 5, "night"),
-        Clip(9003, "pig", 6, "day"),
-        Clip(9004, "pig", 7, "night"),
-        Clip(9005, "pig", 8, "day"),
-        Clip(9006, "pig", 9, "night"),
-        Clip(9007, "pig", 10, "day"),
-        Clip(9008, "pig", 12, "night"),
+        Clip(55001, "pig", 4, "day"),
+        Clip(55002, "pig", 5, "night"),
+        Clip(55003, "pig", 6, "day"),
+        Clip(55004, "pig", 7, "night"),
+        Clip(55005, "pig", 8, "day"),
+        Clip(55006, "pig", 9, "night"),
+        Clip(55007, "pig", 10, "day"),
+        Clip(55008, "pig", 12, "night"),
     ),
     "Crowded pens, 15 to 25 pigs, huddles": (
-        Clip(9101, "pig", 15, "day"),
-        Clip(9102, "pig", 18, "night", "huddle"),
-        Clip(9103, "pig", 20, "day", "huddle"),
-        Clip(9104, "pig", 25, "day"),
+        Clip(55101, "pig", 15, "day"),
+        Clip(55102, "pig", 18, "night", "huddle"),
+        Clip(55103, "pig", 20, "day", "huddle"),
+        Clip(55104, "pig", 25, "day"),
     ),
     "Cattle": (
-        Clip(9201, "cow", 4, "day"),
-        Clip(9202, "cow", 6, "night"),
-        Clip(9203, "cow", 8, "day"),
-        Clip(9204, "cow", 12, "day"),
+        Clip(55201, "cow", 4, "day"),
+        Clip(55202, "cow", 6, "night"),
+        Clip(55203, "cow", 8, "day"),
+        Clip(55204, "cow", 12, "day"),
     ),
 }
 

@@ -10,7 +10,7 @@ from barnsightd.tracking.overlap import claim_pixels, doubles
 from barnsightd.tracking.propagation import OUTSIDE_LOGIT, shifted
 from barnsightd.types import TrackState
 
-SETTINGS = TrackingSettings(fps=10)
+SETTINGS = TrackingSettings(fps=10, coast_frames=2)
 FRAME_S = 0.1
 FRAME_NS = 100_000_000
 BOX_PX = np.array([10, 10, 40, 40], np.float32)

@@ -95,7 +95,8 @@ def test_a_pig_missed_for_two_frames_is_carried_on_by_its_motion() -> None:
     def walks_and_blinks(t: int) -> list[Pig]:
         return [] if t in (10, 11) else [(200 + 25 * t, 300, SURE)]
 
-    reported = follow(14, walks_and_blinks)
+    session = Session(TrackingSettings(fps=FPS, coast_frames=2), session=1)
+    reported = follow(14, walks_and_blinks, session)
     assert [ids(tracks) for tracks in reported] == [[1]] * 14
     assert [tracks[0].source.value for tracks in reported[9:13]] == [
         "detected",

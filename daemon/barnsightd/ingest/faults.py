@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from barnsightd.errors import SourceAccessError, SourceDataError, SourceError, SourceMissingError
 
@@ -20,8 +20,6 @@ DropReason = Literal[
     "superseded",  # a newer frame came before inference took this one
     "corrupt",  # the decoder marked it as damaged
 ]
-FAULT_REASONS: tuple[FaultReason, ...] = get_args(FaultReason)
-DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 
 _ERRORS: dict[FaultReason, type[SourceError]] = {
     "unauthorized": SourceAccessError,

@@ -79,6 +79,8 @@ def _read_folder(folder: Path, fps: float) -> Generator[Picture, None, None]:
 
 def _read_video(path: Path) -> Generator[Picture, None, None]:
     """Every frame of a video file with its time after the first one."""
+    if _is_cut_off(path):
+        raise SourceDataError(f"{path} is not a video that can be read: it was cut off before its index; {ADVICE}")
     Gst = gstreamer()
     pipeline = build(file_pipeline(choose_decoder("auto", is_installed)))
     pipeline.get_by_name("source").set_property("location", str(path))
@@ -93,6 +95,28 @@ def _read_video(path: Path) -> Generator[Picture, None, None]:
             raise SourceDataError(f"{path} holds no video; give a video file or a folder of pictures")
     finally:
         set_state(pipeline, Gst.State.NULL, STATE_CHANGE_S)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an MP4 file lacks its index (box `moov`, ISO/IEC 14496-12), as when a recorder lost power.
+
+    GStreamer's decodebin now and then swallows the error of this, the commonest of broken files.
+    """
+    size, offset = path.stat().st_size, 0
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return False
+        while offset + 8 <= size:
+            file.seek(offset)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if length == 1:
+                length = int.from_bytes(file.read(8), "big")
+            if kind in (b"moov", b"moof"):
+                return offset + length > size
+            if length < 8:
+                break
+            offset += length
+    return True
 
 
 def _pull(pipeline: Any, path: Path) -> Any:

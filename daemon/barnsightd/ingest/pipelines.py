@@ -69,10 +69,3 @@ def file_pipeline(decoder: Decoder) -> str:
     convert = _NVMM_TO_RGBA if decoder == "jetson" else _TO_RGB
     decode = "decodebin name=decode caps=video/x-raw(ANY) expose-all-streams=false"
     return f"filesrc name=source ! {decode} ! {convert} ! {FILE_SINK}"
-
-
-def required_elements(decoder: Decoder) -> tuple[str, ...]:
-    """What must be installed to follow an H.264 camera, for a check before the first stream."""
-    common = ("rtspsrc", "rtph264depay", "h264parse", "appsink", "decodebin")
-    decode = ("nvv4l2decoder", "nvvidconv") if decoder == "jetson" else ("avdec_h264", "videoconvert")
-    return common + decode

@@ -12,7 +12,7 @@ from typing import Any
 from barnsightd.config import IngestConfig
 from barnsightd.errors import SourceError
 from barnsightd.ingest.address import StreamAddress
-from barnsightd.ingest.faults import StreamError, describe, reason_of
+from barnsightd.ingest.faults import FaultReason, StreamError, describe, reason_of
 from barnsightd.ingest.gst import build, gstreamer, is_installed, request_state, set_state, to_image, video_decoder
 from barnsightd.ingest.pipelines import CODECS, choose_decoder, decode_branch, rtsp_source
 from barnsightd.ingest.stream import FrameSink
@@ -32,7 +32,6 @@ class RtspStream:
         self._fault: StreamError | None = None
         self._selected = False
         self._received = False
-        self._handlers: list[tuple[Any, int]] = []
         self._closing: Thread | None = None
         source = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
         source.set_property("location", self._address.location)
@@ -40,8 +39,8 @@ class RtspStream:
         source.set_property("user-pw", self._address.password or None)
         self._pipeline: Any = Gst.Pipeline()
         self._pipeline.add(source)
-        self._listen(source, "select-stream", self._on_select_stream)
-        self._listen(source, "pad-added", self._on_pad_added)
+        source.connect("select-stream", self._on_select_stream)
+        source.connect("pad-added", self._on_pad_added)
 
     @property
     def decoder(self) -> tuple[str, str]:
@@ -70,13 +69,10 @@ class RtspStream:
         raise self._failure(reason_of(error.domain, error.code), detail)
 
     def close(self, deadline_s: float) -> bool:
-        """Disconnect and free everything; returns False where that still goes on. May be called again to ask."""
+        """Free everything; returns False where that still goes on. May be called again to ask."""
         if self._closing is None:
-            for element, handler in self._handlers:
-                element.disconnect(handler)
-            self._handlers.clear()
             self._closing = request_state(self._pipeline, gstreamer().State.NULL)
-            # The pipeline's probes refer to this stream: a reference back would keep both for ever.
+            # The pipeline's callbacks refer to this stream: a reference back would keep both for ever.
             self._pipeline = None
         self._closing.join(deadline_s)
         return not self._closing.is_alive()
@@ -87,11 +83,8 @@ class RtspStream:
             return "packets arrive, but no frame can be decoded; shorten the camera's key frame interval"
         return "nothing arrives; look at the camera and its network"
 
-    def _failure(self, reason: Any, detail: str) -> StreamError:
+    def _failure(self, reason: FaultReason, detail: str) -> StreamError:
         return StreamError(reason, self._address.mask(describe(reason, str(self._address), detail)))
-
-    def _listen(self, element: Any, signal: str, callback: Any) -> None:
-        self._handlers.append((element, element.connect(signal, callback)))
 
     def _on_select_stream(self, _source: Any, _number: int, caps: Any) -> bool:
         """The camera is asked for its first video stream alone: no sound, no metadata."""
@@ -100,7 +93,7 @@ class RtspStream:
         self._selected = True
         return True
 
-    def _on_pad_added(self, _source: Any, pad: Any) -> None:
+    def _on_pad_added(self, source: Any, pad: Any) -> None:
         """The stream is there and its codec known: attach what decodes it."""
         Gst = gstreamer()
         codec = (pad.get_current_caps() or pad.query_caps(None)).get_structure(0).get_string("encoding-name")
@@ -113,9 +106,9 @@ class RtspStream:
             self._fault = StreamError("error", str(error))
             return
         branch.get_by_name("convert").get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, self._on_decoded)
-        self._listen(branch.get_by_name("sink"), "new-sample", self._on_sample)
+        branch.get_by_name("sink").connect("new-sample", self._on_sample)
         pad.add_probe(Gst.PadProbeType.BUFFER, self._on_first_packet)
-        self._pipeline.add(branch)
+        source.get_parent().add(branch)
         pad.link(branch.get_static_pad("sink"))
         branch.sync_state_with_parent()
 

@@ -59,18 +59,16 @@ def box_iou(a_px: NDArray[np.float32], b_px: NDArray[np.float32]) -> NDArray[np.
 
 
 def motion_affinity(motions: Sequence[Motion], boxes_px: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How well boxes (D, 4) fit where the tracks may be by now: (T, D) in 0..1, by distance and size.
+    """How well boxes (D, 4) fit where T >= 1 tracks may be by now: (T, D) in 0..1, by distance and size.
 
     1 is the predicted center at the same size; 0 is farther than three standard deviations, or more than
     `LARGEST_AREA_RATIO` times larger or smaller.
     """
-    centers_px, sizes_px = center_of(boxes_px), size_of(boxes_px)
-    affinity = np.zeros((len(motions), len(boxes_px)))
-    for row, motion in enumerate(motions):
-        reach_px = np.clip(
-            3 * motion.spread_px, SMALLEST_REACH_SIZES * motion.size_px, LARGEST_REACH_SIZES * motion.size_px
-        )
-        nearness = 1 - np.linalg.norm(centers_px - motion.center_px, axis=1) / reach_px
-        likeness = np.minimum(sizes_px / motion.size_px, motion.size_px / sizes_px) ** 2
-        affinity[row] = np.where(likeness >= 1 / LARGEST_AREA_RATIO, np.clip(nearness, 0, 1) * likeness, 0.0)
-    return affinity
+    sizes_px = np.array([motion.size_px for motion in motions])
+    reach_sizes = np.array([3 * motion.spread_sizes for motion in motions])
+    reach_px = np.clip(reach_sizes, SMALLEST_REACH_SIZES, LARGEST_REACH_SIZES) * sizes_px  # (T,)
+    offsets_px = center_of(boxes_px)[None] - np.stack([motion.center_px for motion in motions])[:, None]
+    nearness = 1 - np.hypot(offsets_px[..., 0], offsets_px[..., 1]) / reach_px[:, None]  # (T, D)
+    ratio = (size_of(boxes_px)[None] / sizes_px[:, None]) ** 2
+    likeness = np.minimum(ratio, 1 / ratio)
+    return np.where(likeness >= 1 / LARGEST_AREA_RATIO, np.maximum(nearness, 0) * likeness, 0.0)

@@ -44,7 +44,7 @@ class TrackingSettings:
     confirm_matches: int = 3
     hot_start_frames: float = 15
     hot_start_misses: float = 8
-    coast_frames: float = 2
+    coast_frames: float = 1
     coast_share: float = 0.5
     keep_alive_s: float = 6.0
 
@@ -116,8 +116,8 @@ class Target:
     def expect(self, mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> None:
         """Begin a frame with what is expected of the animal."""
         height_px, width_px = image_size
-        moved_px = self.seen_box_px + np.tile(self.moved_px, 2)
-        self.box_px = np.clip(moved_px, 0, [width_px, height_px, width_px, height_px]).astype(np.float32)
+        corners_px = self.seen_box_px.reshape(2, 2) + self.moved_px  # left top, right bottom
+        self.box_px = np.clip(corners_px, 0, [width_px, height_px]).ravel().astype(np.float32)
         self.mask_logits = mask_logits
         self.source = TrackSource.PROPAGATED
 

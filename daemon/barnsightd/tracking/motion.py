@@ -13,7 +13,8 @@ distance and any frame rate; x and y then share one 2x2 covariance.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp
+from functools import lru_cache
+from math import exp, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +58,15 @@ class Motion:
         )
 
     @property
-    def spread_px(self) -> float:
-        """Standard deviation of where the next detection's center will fall, in pixels per axis."""
-        return self.size_px * float(np.sqrt(self.covariance[0, 0] + MEASUREMENT_SIZES**2))
+    def spread_sizes(self) -> float:
+        """Standard deviation per axis of where the next detection's center will fall, in sizes."""
+        return sqrt(self.covariance[0, 0] + MEASUREMENT_SIZES**2)
 
     def predict(self, elapsed_s: float) -> None:
         """Move on by `elapsed_s` seconds without looking."""
-        decay = exp(-elapsed_s / FRICTION_S)
-        reach_s = FRICTION_S * (1 - decay)
-        self.center_px = self.center_px + reach_s * self.velocity_px_s
-        self.velocity_px_s = decay * self.velocity_px_s
-
-        step = np.array([[1.0, reach_s], [0.0, decay]])
-        var_position = FRICTION_S**2 * (2 * elapsed_s / FRICTION_S - 3 + 4 * decay - decay**2)
-        cov = FRICTION_S * (1 - decay) ** 2
-        noise = SPEED_SIZES_S**2 * np.array([[var_position, cov], [cov, 1 - decay**2]])
+        step, noise = _transition(elapsed_s)
+        self.center_px = self.center_px + step[0, 1] * self.velocity_px_s
+        self.velocity_px_s = step[1, 1] * self.velocity_px_s
         self.covariance = step @ self.covariance @ step.T + noise
 
     def update(self, box_px: NDArray[np.float32]) -> None:
@@ -82,3 +77,13 @@ class Motion:
         self.velocity_px_s = self.velocity_px_s + gain[1] * surprise_px
         self.covariance = self.covariance - np.outer(gain, self.covariance[0])
         self.size_px = float(size_of(box_px))
+
+
+@lru_cache(maxsize=8)
+def _transition(elapsed_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How a state moves on in `elapsed_s` seconds, and the covariance that this adds; one for all animals."""
+    decay = exp(-elapsed_s / FRICTION_S)
+    step = np.array([[1.0, FRICTION_S * (1 - decay)], [0.0, decay]])
+    var_position = FRICTION_S**2 * (2 * elapsed_s / FRICTION_S - 3 + 4 * decay - decay**2)
+    cov = FRICTION_S * (1 - decay) ** 2
+    return step, SPEED_SIZES_S**2 * np.array([[var_position, cov], [cov, 1 - decay**2]])

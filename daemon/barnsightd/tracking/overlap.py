@@ -25,10 +25,13 @@ def claim_pixels(mask_logits: NDArray[np.float32], detected: NDArray[np.bool_]) 
     `mask_logits` is (N, h, w); `detected` is (N,): what is seen outranks what is merely expected. Returns the
     logits (N, h, w), negative where another track won.
     """
-    if len(mask_logits) == 0:
+    contested = np.count_nonzero(mask_logits > 0, axis=0) > 1  # (h, w)
+    claims = mask_logits[:, contested]  # (N, K): few pixels are claimed twice
+    if claims.size == 0:
         return mask_logits
-    claims = np.where(detected[:, None, None], mask_logits, mask_logits - mask_logits.max() - 1)
-    claims = np.where(mask_logits > 0, claims, -np.inf)
-    winner = claims.argmax(axis=0)  # (N, h, w) -> (h, w)
-    won = winner == np.arange(len(mask_logits))[:, None, None]
-    return np.where(won, mask_logits, -np.abs(mask_logits))
+    rank = np.where(detected[:, None], claims, claims - claims.max() - 1)
+    winner = np.where(claims > 0, rank, -np.inf).argmax(axis=0)  # (K,)
+    won = winner == np.arange(len(claims))[:, None]
+    claimed: NDArray[np.float32] = mask_logits.copy()
+    claimed[:, contested] = np.where(won, claims, -np.abs(claims))
+    return claimed

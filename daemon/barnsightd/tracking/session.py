@@ -110,17 +110,24 @@ class Session:
         A part is told by its overlap with a matched animal's mask, with the mask that was expected of it, or
         with a better candidate.
         """
-        settings = self.settings
+        known = list(matches.values())
+        free = [
+            d
+            for d in np.argsort(-detections.scores, kind="stable").tolist()
+            if d not in known and detections.scores[d] >= self.settings.new_score
+        ]
+        if not free:
+            return []
         masks = detections.mask_logits > 0
-        overlap = mask_iou(masks, masks)  # (D, D)
-        expected = np.zeros(len(masks))
+        overlap = mask_iou(masks[free], masks)  # (F, D)
+        expected = np.zeros(len(free))
         if matches:
-            expected = mask_iou(masks, self._masks()[list(matches)]).max(axis=1)  # (D, T) -> (D,)
+            expected = mask_iou(masks[free], self._masks()[list(matches)]).max(axis=1)  # (F, T) -> (F,)
 
-        known, candidates = list(matches.values()), []
-        for d in np.argsort(-detections.scores, kind="stable").tolist():
-            nearest = max(float(overlap[d, known].max(initial=0)), float(expected[d]))
-            if d not in known and detections.scores[d] >= settings.new_score and nearest < settings.new_iou:
+        candidates: list[int] = []
+        for row, d in enumerate(free):
+            nearest = max(float(overlap[row, known].max(initial=0)), float(expected[row]))
+            if nearest < self.settings.new_iou:
                 candidates.append(d)
                 known.append(d)
         return candidates
@@ -155,18 +162,18 @@ class Session:
             return
 
         masks = np.stack([target.mask_logits for target in shown])  # (N, h, w)
-        occluded_ns = np.array([target.occluded_ns for target in shown], np.int64)
-        suppressed = doubles(mask_iou(masks > 0, masks > 0), occluded_ns, minimum=settings.double_iou)
-        for target, is_double in zip(shown, suppressed, strict=True):
-            if is_double:
-                target.hide(now_ns)
+        detected = np.array([target.source is TrackSource.DETECTED for target in shown])
+        suppressed = np.zeros(len(shown), np.bool_)
+        if not detected.all():  # two detections are never doubles: the detector has taken those out
+            occluded_ns = np.array([target.occluded_ns for target in shown], np.int64)
+            suppressed = doubles(mask_iou(masks > 0, masks > 0), occluded_ns, minimum=settings.double_iou)
 
-        shown = [target for target in shown if target.visible]
-        detected = np.array([target.source == TrackSource.DETECTED for target in shown])
-        claimed = claim_pixels(masks[~suppressed], detected)
-        for target, mask_logits, is_detected in zip(shown, claimed, detected, strict=True):
+        claimed = masks.copy()
+        claimed[~suppressed] = claim_pixels(masks[~suppressed], detected[~suppressed])
+        least_share = np.where(detected, settings.kept_share, settings.coast_share)
+        for target, mask_logits, is_double, least in zip(shown, claimed, suppressed, least_share, strict=True):
             target.mask_logits = mask_logits
-            if target.kept_share < (settings.kept_share if is_detected else settings.coast_share):
+            if is_double or target.kept_share < least:
                 target.hide(now_ns)
 
     def _report(self, now_ns: int) -> tuple[Track, ...]:

@@ -91,7 +91,7 @@ def _write_sheet(path: Path, seed: int) -> None:
     tiles = []
     for split in ("train", "val", "test"):
         for shard in range(SHEET_ROWS * SHEET_COLUMNS // 3):
-            image, ids, _, _ = next(pictures(split, seed, shard, 1, 2 * SHEET_TILE_PX))
+            image, ids, _, _ = next(pictures(split, seed, shard, 1, 2 * SHEET_TILE_PX, {"pig": 0.7, "cow": 0.3}))
             if shard % 2:
                 rim = cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
                 image[rim] = (60, 255, 90)

@@ -179,6 +179,7 @@ class Sam3(nn.Module):
         self.encoder = Student(student)
         self.detector = Detector(detector)
         self.concepts = nn.Parameter(torch.randn(len(concepts), PROMPT_TOKENS, detector.width))
+        initialize(self.detector)
         spread_queries(self.detector)
         prefer_inside_of_box(self.detector)
 
@@ -186,6 +187,15 @@ class Sam3(nn.Module):
         """Detect concept number `concept` (B,) in `image` (B, 3, H, H), normalized."""
         detection: Detection = self.detector(*self.encoder(image), self.concepts[concept])
         return detection
+
+
+@torch.no_grad()
+def initialize(detector: Detector) -> None:
+    """Weights that keep a signal's size (Glorot), not the stock 0.02, which suits wide layers only; boxes start still."""
+    for module in detector.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    nn.init.zeros_(detector.detr_decoder.box_head.layer3.weight)
 
 
 @torch.no_grad()

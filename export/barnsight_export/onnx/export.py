@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,18 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from barnsight_engines.manifest import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    ConceptsEntry,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    Normalization,
+    Thresholds,
+)
+from barnsight_engines.spec import TensorSpec
+from barnsight_export.errors import ParityError
 from barnsight_export.networks.sam3 import Detection, Sam3
 from barnsight_export.onnx.patches import OPSET, check_versions, plain
 from barnsight_export.presets import Preset
@@ -28,6 +39,8 @@ ENCODER_OUTPUTS = ("d4", "d2", "d1")
 DETECTOR_INPUTS = ("d4", "d2", "d1", "text")
 DETECTOR_OUTPUTS = Detection._fields
 
+Role = Literal["encoder", "detector"]
+ROLES: tuple[Role, ...] = ("encoder", "detector")
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 
@@ -36,7 +49,7 @@ class Exported:
     """A finished model set and the largest difference between PyTorch and ONNX Runtime, per engine."""
 
     folder: Path
-    differences: dict[str, float]
+    differences: dict[Role, float]
 
 
 def export_model_set(
@@ -45,7 +58,7 @@ def export_model_set(
     """Write `model` as a model set into `folder`.
 
     `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. Raises
-    ValueError where ONNX Runtime and PyTorch differ by more than `TOLERANCE` on fresh random inputs.
+    ParityError where ONNX Runtime and PyTorch differ by more than `TOLERANCE` on fresh random inputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval()
@@ -57,13 +70,10 @@ def export_model_set(
     _export_graph(model.encoder, (image,), ("image",), ENCODER_OUTPUTS, folder / "encoder.onnx")
     _export_graph(model.detector, (*maps, prompt), DETECTOR_INPUTS, DETECTOR_OUTPUTS, folder / "detector.onnx")
 
-    differences = {
-        role: max(_difference(model, folder, role, seed, preset) for seed in range(1, 4))
-        for role in ("encoder", "detector")
-    }
+    differences = {role: max(_difference(model, folder, role, seed, preset) for seed in range(1, 4)) for role in ROLES}
     for role, difference in differences.items():
         if difference > TOLERANCE:
-            raise ValueError(
+            raise ParityError(
                 f"{folder / role}.onnx differs from PyTorch by {difference:.2e}, more than {TOLERANCE:.0e}:"
                 " do not ship it; look for a changed exporter or runtime"
             )
@@ -75,7 +85,7 @@ def export_model_set(
     golden_input = torch.from_numpy(golden_image) if golden_image is not None else image
     _write_arrays(folder / "golden.npz", _golden(model, golden_input))
     manifest = _manifest(model, preset, folder, trained_on, _shapes(model, image))
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Exported(folder, differences)
 
 
@@ -100,14 +110,14 @@ def _export_graph(
     path.write_bytes(model.SerializeToString())
 
 
-def _run_torch(model: Sam3, role: str, inputs: Arrays) -> Arrays:
+def _run_torch(model: Sam3, role: Role, inputs: Arrays) -> Arrays:
     tensors = [torch.from_numpy(value) for value in inputs.values()]
     module, names = (model.encoder, ENCODER_OUTPUTS) if role == "encoder" else (model.detector, DETECTOR_OUTPUTS)
     with torch.no_grad():
         return {name: value.numpy() for name, value in zip(names, module(*tensors), strict=True)}
 
 
-def _difference(model: Sam3, folder: Path, role: str, seed: int, preset: Preset) -> float:
+def _difference(model: Sam3, folder: Path, role: Role, seed: int, preset: Preset) -> float:
     """Largest absolute difference between the runtimes on fresh random inputs."""
     rng = np.random.default_rng(seed)
     image = rng.uniform(-1, 1, (1, 3, preset.image_size, preset.image_size)).astype(np.float32)
@@ -157,37 +167,39 @@ def _manifest(
     folder: Path,
     trained_on: str,
     shapes: dict[str, dict[str, tuple[int, ...]]],
-) -> dict[str, Any]:
-    def tensors(key: str) -> list[dict[str, Any]]:
-        return [{"name": n, "dtype": "float32", "shape": list(s)} for n, s in shapes[key].items()]
+) -> Manifest:
+    def tensors(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes[key].items())
 
-    def file(name: str) -> dict[str, str]:
-        return {"file": name, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+    def sha256(name: str) -> str:
+        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
-    return {
-        "schema_version": 1,
-        "name": preset.name,
-        "preset": preset.name,
-        "image_size": preset.image_size,
-        "grid": preset.grid,
-        "mask_size": preset.mask_size,
-        "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        "concepts": {**file("concepts.npz"), "names": list(model.concept_names)},
-        "behaviors": [],
-        "thresholds": {"score": 0.5, "nms_iou": 0.5},
-        "engines": [
-            {
-                "role": role,
-                **file(f"{role}.onnx"),
-                "precision": "fp32",
-                "inputs": tensors(f"{role}.inputs"),
-                "outputs": tensors(f"{role}.outputs"),
-            }
-            for role in ("encoder", "detector")
-        ],
-        "golden": file("golden.npz"),
-        "trained_on": trained_on,
-    }
+    half = (0.5, 0.5, 0.5)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=preset.name,
+        preset=preset.name,
+        image_size=preset.image_size,
+        grid=preset.grid,
+        mask_size=preset.mask_size,
+        normalization=Normalization(mean=half, std=half),
+        concepts=ConceptsEntry(file="concepts.npz", sha256=sha256("concepts.npz"), names=model.concept_names),
+        behaviors=(),
+        thresholds=Thresholds(score=0.5, nms_iou=0.5),
+        engines=tuple(
+            EngineEntry(
+                role=role,
+                file=f"{role}.onnx",
+                sha256=sha256(f"{role}.onnx"),
+                precision="fp32",
+                inputs=tensors(f"{role}.inputs"),
+                outputs=tensors(f"{role}.outputs"),
+            )
+            for role in ROLES
+        ),
+        golden=FileEntry(file="golden.npz", sha256=sha256("golden.npz")),
+        trained_on=trained_on,
+    )
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:

@@ -1,1 +1,1 @@
-"""The simulated barn: pens, animals and cameras drawn from a seed, with exact truth (see docs/simulated-barn.md)."""
+"""The simulated barn: pens, animals and cameras drawn from a seed, with exact truth."""

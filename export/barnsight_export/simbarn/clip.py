@@ -44,12 +44,13 @@ def clip_scene(
     herd_seed: int | None = None,
     day: int = 0,
 ) -> Scene:
-    """A scene for a clip: the whole pen from above, and no stills' compression or motion blur on top of H.264."""
+    """A scene for a clip: the whole pen from above, soundly exposed, without the stills' compression and motion blur."""
     scene = sample_scene(
         seed, species=species, animals=animals, split=split, width=width, height=height, light=light,
         crowding=crowding, view="overhead", herd_seed=seed if herd_seed is None else herd_seed, day=day,
     )  # fmt: skip
-    return replace(scene, sensor=replace(scene.sensor, jpeg_quality=100, motion_px=0.0))
+    exposure = min(scene.sensor.exposure, 1.15)
+    return replace(scene, sensor=replace(scene.sensor, exposure=exposure, jpeg_quality=100, motion_px=0.0))
 
 
 def write_clip(scene: Scene, out_dir: Path, *, seconds: float, fps: int, seed: int, workers: int = 1) -> int:

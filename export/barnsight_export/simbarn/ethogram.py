@@ -1,10 +1,10 @@
 """What the animals do: a small ethogram as a seeded semi-Markov process that drives bodies through the pen.
 
 Each animal holds an intention for a drawn time, then draws the next. Intentions have goals (a trough, the drinker, a
-toy, a partner's snout, a free place to lie), and the body follows its head with bounded speed, turning rate and posture
-rates: nothing jumps. Upright bodies push apart, so they do not pass through one another. The behavior that is written
-as truth is read off the body, by the definitions of the project: walking from 0.15 m/s, running from 0.66 m/s, eating only
-with the head in the feeder's zone.
+toy, a partner's snout, a free place to lie), and the body follows its head with bounded speed, turning rate and
+posture rates: nothing jumps. Upright bodies push apart, so they do not pass through one another. The behavior that is
+written as truth is read off the body, by the definitions of the project: walking from 0.15 m/s, running from 0.66
+m/s, eating only with the head in the feeder's zone.
 """
 
 from __future__ import annotations
@@ -321,26 +321,25 @@ class Herd:
 
     def _separate(self) -> None:
         """Push circles along the spines apart and into the pen; recumbent bodies do not move and may lie together."""
-        circles = [_circles(actor) for actor in self.actors]
-        radius = [0.115 * actor.animal.length_m * actor.animal.girth for actor in self.actors]
-        for i, a in enumerate(self.actors):
-            for j in range(i):
-                b = self.actors[j]
-                if a.down and b.down:
-                    continue
-                away = circles[i][:, None] - circles[j][None]  # (4, 4, 2)
-                distance = np.sqrt((away**2).sum(axis=2)) + 1e-9
-                depth = np.maximum(radius[i] + radius[j] - distance, 0)
-                if not depth.any():
-                    continue
-                push = away / distance[..., None] * depth[..., None] * 0.5
-                share = 0.5 if a.down == b.down else float(b.down)
-                self._pushed(a, circles[i], push.sum(axis=1) * share)
-                self._pushed(b, circles[j], -push.sum(axis=0) * (1 - share))
-        for actor, points, r in zip(self.actors, circles, radius, strict=True):
-            over = np.maximum(np.abs(points) + 0.8 * r - self.half_pen, 0) * -np.sign(points)
-            if over.any() and not actor.down:
-                self._pushed(actor, points, over)
+        if not self.actors:
+            return
+        circles = np.array([_circles(actor) for actor in self.actors])  # (N, 4, 2)
+        radius = np.array([0.115 * actor.animal.length_m * actor.animal.girth for actor in self.actors])
+        away = circles[:, None, :, None] - circles[None, :, None]  # (N, N, 4, 4, 2)
+        distance = np.sqrt((away**2).sum(axis=4)) + 1e-9
+        depth = np.maximum((radius[:, None] + radius[None])[:, :, None, None] - distance, 0)
+        for i, j in np.argwhere(np.tril(depth.any(axis=(2, 3)), -1)).tolist():
+            a, b = self.actors[i], self.actors[j]
+            if a.down and b.down:
+                continue
+            push = away[i, j] / distance[i, j][..., None] * depth[i, j][..., None] * 0.5  # (4, 4, 2)
+            share = 0.5 if a.down == b.down else float(b.down)
+            self._pushed(a, circles[i], push.sum(axis=1) * share)
+            self._pushed(b, circles[j], -push.sum(axis=0) * (1 - share))
+        over = np.maximum(np.abs(circles) + 0.8 * radius[:, None, None] - self.half_pen, 0) * -np.sign(circles)
+        for k in np.flatnonzero(over.any(axis=(1, 2))).tolist():
+            if not self.actors[k].down:
+                self._pushed(self.actors[k], circles[k], over[k])
 
     @staticmethod
     def _pushed(actor: _Actor, points: Vectors, push: Vectors) -> None:

@@ -2,8 +2,8 @@
 
 Every surface is intersected with the camera's own rays, so any lens is exact. Parts of one animal are blended where
 they meet (weights exp(-depth / s)), which turns thirty ellipsoids into one smooth body; animals and fittings are
-ordered by a shared z-buffer. Light is one ambient and one key light with a shadow map on the floor plane, plus occlusion from
-the height map of the view; at night the lamp sits at the camera, as infrared lamps do.
+ordered by a shared z-buffer. Light is one ambient and one key light with a shadow map on the floor plane, plus
+occlusion from the height map of the view; at night the lamp sits at the camera, as infrared lamps do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from barnsight_export.simbarn.animals import Animal, Body, Pose, body_of
-from barnsight_export.simbarn.scene import Ball, Light, Panel, Pipe, Scene, Sensor
+from barnsight_export.simbarn.fittings import Ball, Panel, Pipe
+from barnsight_export.simbarn.scene import Light, Scene, Sensor
 from barnsight_export.simbarn.sensor import expose
 from barnsight_export.simbarn.textures import Bytes, Floats
 
@@ -208,7 +209,7 @@ class Renderer:
         s.normal[window][hit] = normal / np.linalg.norm(normal, axis=1, keepdims=True)
 
     def _ellipsoid_windows(self, center: Floats, axes: Floats, radii: Floats) -> list[Window | None]:
-        """Frame window of each of K ellipsoids: extent of the projected axes (exact for an affine view) and a margin."""
+        """Frame window of each of K ellipsoids: extent of the projected axes (exact if affine) and a margin."""
         ends = axes.transpose(0, 2, 1) * radii[:, :, None]  # (K, 3 axes, 3)
         probes = np.stack([center[:, None] + ends, center[:, None] - ends], axis=2)  # (K, 3, 2, 3)
         pixels, ahead = self.camera.project(probes.reshape(-1, 3))

@@ -1,13 +1,14 @@
 """An RTSP camera made of a clip: the clip's own H.264 units, again and again, at their true rate.
 
 The units of an mp4 are read into memory once and handed to a live ``appsrc`` with time stamps that go on over the end
-of the clip, so nothing is encoded again and a client sees one endless stream. Clients of a mount share it, as clients of
-a camera do; it starts with the first frame when its first client comes.
+of the clip, so nothing is encoded again and a client sees one endless stream. Clients of a mount share it, as clients
+of a camera do; it starts with the first frame when its first client comes.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E402
 
-READ_DEADLINE_NS = 30 * 1_000_000_000
+READ_DEADLINE_S = 30.0  # without a further picture
+POLL_NS = 200_000_000
 MAX_CLIP_BYTES = 512 * 1024 * 1024  # a clip is held in memory
 ROLE = "viewer"
 
@@ -60,7 +62,7 @@ def read_units(path: Path) -> list[Unit]:
     units: list[Unit] = []
     total = 0
     try:
-        while (sample := GstApp.AppSink.try_pull_sample(sink, READ_DEADLINE_NS)) is not None:
+        while (sample := _next_sample(pipeline, sink, path)) is not None:
             buffer = sample.get_buffer()
             data = buffer.extract_dup(0, buffer.get_size())
             key = not buffer.has_flags(Gst.BufferFlags.DELTA_UNIT)
@@ -75,6 +77,18 @@ def read_units(path: Path) -> list[Unit]:
     if any(not 0 < unit.duration_ns < Gst.SECOND * 60 for unit in units):
         raise DataError(f"{path}: has pictures without a duration; write it at a constant rate")
     return units
+
+
+def _next_sample(pipeline: Any, sink: Any, path: Path) -> Any:
+    """The next coded picture, or None at the end of the clip."""
+    deadline = time.monotonic() + READ_DEADLINE_S
+    while time.monotonic() < deadline:
+        sample = GstApp.AppSink.try_pull_sample(sink, POLL_NS)
+        if sample is not None or GstApp.AppSink.is_eos(sink):
+            return sample
+        if (message := pipeline.get_bus().pop_filtered(Gst.MessageType.ERROR)) is not None:
+            raise DataError(f"{path}: cannot be read as an mp4: {message.parse_error()[0].message}")
+    raise DataError(f"{path}: no picture came for {READ_DEADLINE_S:g} s; is it a complete mp4?")
 
 
 class Loop:
@@ -156,7 +170,8 @@ class ClipServer:
         factory = GstRtspServer.RTSPMediaFactory.new()
         factory.set_launch(
             "( appsrc name=loop is-live=true format=time block=false max-buffers=4 caps=video/x-h264,"
-            "stream-format=byte-stream,alignment=au ! h264parse config-interval=-1 ! queue max-size-buffers=8 ! rtph264pay name=pay0 pt=96 )"
+            "stream-format=byte-stream,alignment=au ! h264parse config-interval=-1 ! queue max-size-buffers=8 ! "
+            "rtph264pay name=pay0 pt=96 )"
         )
         factory.set_shared(True)
         factory.set_protocols(GstRtsp.RTSPLowerTrans.TCP | GstRtsp.RTSPLowerTrans.UDP)

@@ -29,33 +29,29 @@ class Texture:
 
 
 def noise(rng: Rng, size_px: tuple[int, int], cells: int, octaves: int = 4, persistence: float = 0.55) -> Floats:
-    """Periodic fractal noise (h, w), mean 0, standard deviation 1: a field of a fixed bank, shifted and flipped."""
-    bank = _noise_bank(size_px, cells, octaves, persistence)
-    field = bank[int(rng.integers(len(bank)))]
+    """Periodic fractal noise (h, w), mean 0, standard deviation 1: one of a few fixed fields, shifted and flipped."""
+    field = _noise_field(size_px, cells, octaves, persistence, int(rng.integers(6)))
     shift_y, shift_x, flips = (int(v) for v in rng.integers(0, (*size_px, 4)))
     field = field[:: -1 if flips & 1 else 1, :: -1 if flips & 2 else 1]
     return np.roll(field, (shift_y, shift_x), axis=(0, 1))
 
 
 @cache
-def _noise_bank(size_px: tuple[int, int], cells: int, octaves: int, persistence: float, count: int = 4) -> list[Floats]:
-    """Fields drawn once per process from a fixed seed, since drawing them anew would take most of a scene's time."""
-    rng = np.random.default_rng([*size_px, cells, octaves, int(persistence * 1000)])
+def _noise_field(size_px: tuple[int, int], cells: int, octaves: int, persistence: float, variant: int) -> Floats:
+    """Drawn once per process from a fixed seed, since drawing anew would take most of a scene's time."""
+    rng = np.random.default_rng([*size_px, cells, octaves, int(persistence * 1000), variant])
     height, width = size_px
-    bank = []
-    for _ in range(count):
-        total = np.zeros(size_px, np.float32)
-        for octave in range(octaves):
-            n = max(cells << octave, 2)
-            if n > min(size_px):
-                break
-            pad = np.pad(rng.standard_normal((n, n), dtype=np.float32), 2, mode="wrap")
-            scale_y, scale_x = height / n, width / n
-            big = cv2.resize(pad, None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_CUBIC)
-            top, left = round(2 * scale_y), round(2 * scale_x)
-            total += persistence**octave * big[top : top + height, left : left + width]
-        bank.append(np.asarray((total - total.mean()) / (total.std() + 1e-6), np.float32))
-    return bank
+    total = np.zeros(size_px, np.float32)
+    for octave in range(octaves):
+        n = max(cells << octave, 2)
+        if n > min(size_px):
+            break
+        pad = np.pad(rng.standard_normal((n, n), dtype=np.float32), 2, mode="wrap")
+        scale_y, scale_x = height / n, width / n
+        big = cv2.resize(pad, None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_CUBIC)
+        top, left = round(2 * scale_y), round(2 * scale_x)
+        total += persistence**octave * big[top : top + height, left : left + width]
+    return np.asarray((total - total.mean()) / (total.std() + 1e-6), np.float32)
 
 
 def _color(

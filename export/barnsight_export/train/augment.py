@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-_SCALE = (0.55, 1.35)
+_SCALE = (0.6, 1.3)  # at 320 px; smaller training pictures look closer, so that animals keep their size in pixels
 _SMALL_TURN_DEG, _LARGE_TURN_DEG = 8.0, 45.0
 _ASPECT = 0.25  # standard deviation of the logarithm: 16:9, 4:3 and portrait all become squares
 
@@ -39,7 +39,8 @@ def _view(source_px: int, size_px: int, rng: np.random.Generator) -> NDArray[np.
     """The affine map (2, 3) of source pixels to target pixels: flip, transpose, turn, zoom, stretch, shift."""
     turn_deg = _LARGE_TURN_DEG if rng.random() < 0.15 else _SMALL_TURN_DEG
     angle = math.radians(rng.uniform(-turn_deg, turn_deg))
-    zoom = math.exp(rng.uniform(math.log(_SCALE[0]), math.log(_SCALE[1]))) if rng.random() < 0.8 else 1.0
+    closer = (320 / size_px) ** 0.6
+    zoom = closer * (math.exp(rng.uniform(*np.log(_SCALE))) if rng.random() < 0.8 else 1.0)
     stretch = math.exp(float(np.clip(rng.normal(0, _ASPECT), -0.5, 0.5)) / 2)
     linear = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     linear = np.diag([stretch, 1 / stretch]) @ linear * (zoom * size_px / source_px)
@@ -79,12 +80,12 @@ def _occlude(image: Image, ids: Image, rng: np.random.Generator) -> tuple[Image,
 
 def _tone(image: Image, rng: np.random.Generator) -> Image:
     """Exposure, gamma, contrast and color cast; infrared gray; skin that is burnt out."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         image = np.repeat(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None], 3, axis=2)
-    gain = math.exp(rng.normal(0, 0.25))
-    if rng.random() < 0.12:
+    gain = math.exp(rng.normal(0, 0.2))
+    if rng.random() < 0.1:
         gain *= rng.uniform(1.4, 2.4)
-    gamma = math.exp(rng.normal(0, 0.3))
+    gamma = math.exp(rng.normal(0, 0.25))
     cast = np.exp(rng.normal(0, 0.08 if rng.random() < 0.7 else 0.25, 3))
     haze = rng.uniform(0, 0.25) if rng.random() < 0.2 else 0.0
     level = np.arange(256)[:, None] / 255.0  # (256, 1) -> (256, 3)
@@ -111,14 +112,14 @@ def _sense(image: Image, rng: np.random.Generator) -> Image:
     elif choice < 0.4:
         soft = cv2.GaussianBlur(image, (0, 0), 1.2)
         image = np.asarray(cv2.addWeighted(image, 1.8, soft, -0.8, 0), np.uint8)
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         bank = _noise(size)
         y, x = rng.integers(0, size, 2)
         strength = rng.uniform(0.1, 1.0) ** 2
         noise = bank[y : y + size, x : x + size]
         noise = noise[..., :1] if rng.random() < 0.5 else noise
         image = np.clip(image + strength * noise, 0, 255).astype(np.uint8)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         quality = int(rng.integers(20, 85))
         _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
         image = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)

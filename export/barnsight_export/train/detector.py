@@ -23,6 +23,7 @@ import cv2
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -42,7 +43,7 @@ LOG = "log.csv"
 class Recipe:
     """How a detector is trained; shares are of the budget."""
 
-    batch: int = 12
+    batch: int = 8
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.03
@@ -53,9 +54,9 @@ class Recipe:
     ema: float = 0.998
     sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.30, 256), (0.78, 320))  # (from this share on, pixels)
     seed: int = 0
-    validate_every_s: float = 480.0
+    validate_every_s: float = 600.0
     checkpoint_every_s: float = 180.0
-    validation_pictures: int = 200
+    validation_pictures: int = 120
 
     def size_px(self, progress: float) -> int:
         """Side of the training pictures at `progress` in 0..1."""
@@ -137,12 +138,15 @@ class Trainer:
         """Replace every gradient by its mean over the processes."""
         if self.processes == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        for parameter in parameters:
+            if parameter.grad is None:  # this process's share of the batch did not reach it
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
         dist.all_reduce(flat)
         flat /= self.processes
         for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = mean.view_as(parameter)
+            assert parameter.grad is not None
+            parameter.grad.copy_(mean.view_as(parameter))  # in place: the gradient keeps the parameter's layout
 
     def agree(self, elapsed_s: float) -> float:
         """The first process's clock, for all."""
@@ -155,11 +159,12 @@ class Trainer:
     def _follow(self) -> None:
         """Let the moving average follow the network; early on it forgets its random start sooner."""
         decay = min(self.recipe.ema, (1 + self.counters.steps) / (10 + self.counters.steps))
-        for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if slow.is_floating_point():
-                slow.lerp_(fast, 1 - decay)
-            else:
-                slow.copy_(fast)
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        slow, fast = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        get_ema_multi_avg_fn(decay)(list(slow), list(fast), None)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all; the first process does."""
@@ -301,7 +306,7 @@ def _optimizer(model: Sam3, aids: Aids, recipe: Recipe) -> torch.optim.AdamW:
         embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
         (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 def _fast_bf16() -> bool:

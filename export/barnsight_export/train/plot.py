@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 from barnsight_export.errors import DataError, DataMissingError
@@ -25,7 +26,7 @@ def plot_log(log: Path, picture: Path) -> None:
     quality.set(xlabel="views, thousands", ylim=(0, 1), title="simulated validation pictures")
     quality.legend(loc="lower right")
     loss.plot(images, [row["loss"] for row in rows], marker="o", markersize=3)
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         if row["size_px"] != before["size_px"]:
             loss.axvline(before["images"] / 1000, color="gray", linewidth=0.5)
             loss.annotate(f"{row['size_px']:.0f} px", (before["images"] / 1000, max(r["loss"] for r in rows)))
