@@ -89,6 +89,7 @@ $(VENV)/.installed: pyproject.toml | system-packages $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[export,dev]'
+	$(PIP_INSTALL) --no-deps trackeval==1.3.0  # its own dependencies would replace OpenCV: docs/adr/0002
 	@touch $@
 
 install-systemd:  ## Install into /opt/barnsight as a systemd service (DESTDIR= stages the files alone)

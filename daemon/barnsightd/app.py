@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -59,6 +60,7 @@ def run_service(path: Path) -> int:
     """
     config = load_config(path)
     configure_logs(config.site.log_level)
+    cv2.setNumThreads(1)  # the networks' threads have the cores; OpenCV's pool would fight them for a resize
     for problem in config.warnings:
         log.warning("configuration", problem=str(problem))
     wake, requests = threading.Event(), set[str]()
@@ -148,7 +150,7 @@ class Service:
             number_session=store.begin_session,
             clock_ns=time.perf_counter_ns,
         )
-        self._scheduler = Scheduler(self._slots, self._pipeline.step, self._deliver, self._frame_failed)
+        self._scheduler = Scheduler(self._slots, self._pipeline.step, self._deliver, self._drop)
         self._watchdog = Watchdog(
             self._notifier,
             {
@@ -271,8 +273,8 @@ class Service:
         self._metrics.frame_done(result, (done_ns - result.frame.monotonic_ns) / NS_PER_S)
         self._board.frame_done(result, done_ns)
 
-    def _frame_failed(self, frame: Frame, _error: Exception) -> None:
-        self._metrics.frame_dropped(frame.camera, "failed")
+    def _drop(self, frame: Frame, reason: str) -> None:
+        self._metrics.frame_dropped(frame.camera, reason)
 
 
 class CameraEvents:

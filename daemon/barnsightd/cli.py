@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
+    # Small matrix products lose more to waking threads than they gain, all the more beside the networks' own threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         args = _parser().parse_args([argument for argument in arguments if argument != "--debug"])
         return int(args.command(args))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from barnsight_engines.masks import area_px, encode_rle, to_image
 from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
+from barnsight_engines.masks import area_px, encode_rle, to_image
 from barnsightd.tracking.lifecycle import TrackingSettings
 from barnsightd.tracking.session import Session
 from barnsightd.types import Frame, FrameResult, Observation, Track

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import cv2
 import pyarrow.parquet as pq
 
 from barnsight_engines.loader import ModelSet, load_model_set
@@ -51,6 +52,7 @@ def replay(
 
     `fps` overrides the source's own rate. Raises SourceError, StoreError or EngineError.
     """
+    cv2.setNumThreads(1)  # as in the service
     with load_model_set(models, threads=threads) as model_set, _writing(out):
         frames = read_frames(source, camera=CAMERA, fps=fps)
         first = tuple(itertools.islice(frames, 2))

@@ -60,7 +60,9 @@ def make_pipeline(settings: CameraSettings = SETTINGS) -> tuple[Pipeline, OnePig
 
 def make_frame(index: int, at_s: float) -> Frame:
     image = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
-    return Frame("pen", index, captured_ns=1_700_000_000 * S + round(at_s * S), monotonic_ns=round(at_s * S), image=image)
+    return Frame(
+        "pen", index, captured_ns=1_700_000_000 * S + round(at_s * S), monotonic_ns=round(at_s * S), image=image
+    )
 
 
 def test_a_pig_that_walks_is_recorded_under_one_number() -> None:

@@ -36,7 +36,7 @@ class Frames:
 
 def test_every_offered_frame_is_stepped_and_delivered_in_order() -> None:
     frames, delivered = Frames([make_frame(i) for i in range(5)]), list[FrameResult]()
-    scheduler = Scheduler(frames, make_result, delivered.append, lambda frame, error: None)
+    scheduler = Scheduler(frames, make_result, delivered.append, lambda frame, reason: None)
     scheduler.start()
     assert frames.all_taken.wait(WAIT_S)
     assert scheduler.stop(WAIT_S)
@@ -50,13 +50,13 @@ def test_one_bad_frame_is_reported_and_the_next_one_goes_through() -> None:
             raise ValueError("engine hiccup")
         return make_result(frame)
 
-    frames, delivered, failed = Frames([make_frame(i) for i in range(3)]), list[FrameResult](), list[int]()
-    scheduler = Scheduler(frames, step, delivered.append, lambda frame, error: failed.append(frame.index))
+    frames, delivered, failed = Frames([make_frame(i) for i in range(3)]), list[FrameResult](), list[tuple[int, str]]()
+    scheduler = Scheduler(frames, step, delivered.append, lambda frame, reason: failed.append((frame.index, reason)))
     scheduler.start()
     assert frames.all_taken.wait(WAIT_S)
     assert scheduler.stop(WAIT_S)
     assert [result.frame.index for result in delivered] == [0, 2]
-    assert failed == [1]
+    assert failed == [(1, "failed")]
 
 
 def test_an_engine_that_keeps_failing_ends_the_thread_with_the_reason() -> None:
@@ -64,7 +64,7 @@ def test_an_engine_that_keeps_failing_ends_the_thread_with_the_reason() -> None:
         raise RuntimeError("device lost")
 
     frames = Frames([make_frame(i) for i in range(MAX_FAILURES_IN_A_ROW + 5)])
-    scheduler = Scheduler(frames, step, lambda result: None, lambda frame, error: None)
+    scheduler = Scheduler(frames, step, lambda result: None, lambda frame, reason: None)
     scheduler.start()
     scheduler._thread.join(WAIT_S)
     assert not scheduler.alive
@@ -72,9 +72,22 @@ def test_an_engine_that_keeps_failing_ends_the_thread_with_the_reason() -> None:
     assert len(frames.waiting) == 5
 
 
+def test_under_pressure_every_second_frame_is_shed_and_counted() -> None:
+    frames, delivered, shed = Frames([make_frame(i) for i in range(4)]), list[FrameResult](), list[tuple[int, str]]()
+    scheduler = Scheduler(
+        frames, make_result, delivered.append, lambda frame, reason: shed.append((frame.index, reason))
+    )
+    scheduler.stride = 2
+    scheduler.start()
+    assert frames.all_taken.wait(WAIT_S)
+    assert scheduler.stop(WAIT_S)
+    assert [result.frame.index for result in delivered] == [0, 2]
+    assert shed == [(1, "shed"), (3, "shed")]
+
+
 def test_an_errand_runs_on_the_inference_thread() -> None:
     frames, ran_on, done = Frames([]), list[str](), threading.Event()
-    scheduler = Scheduler(frames, make_result, lambda result: None, lambda frame, error: None)
+    scheduler = Scheduler(frames, make_result, lambda result: None, lambda frame, reason: None)
 
     def errand() -> None:
         ran_on.append(threading.current_thread().name)
@@ -89,7 +102,7 @@ def test_an_errand_runs_on_the_inference_thread() -> None:
 
 def test_progress_advances_while_there_is_nothing_to_do() -> None:
     frames = Frames([])
-    scheduler = Scheduler(frames, make_result, lambda result: None, lambda frame, error: None)
+    scheduler = Scheduler(frames, make_result, lambda result: None, lambda frame, reason: None)
     before_ns = scheduler.progress_monotonic_ns
     scheduler.start()
     assert frames.all_taken.wait(WAIT_S)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import cv2
 import numpy as np
-from barnsight_engines.masks import to_image
 from numpy.typing import NDArray
 
+from barnsight_engines.masks import to_image
 from barnsightd.types import Frame, Track, TrackSource
 
 MASK_OPACITY = 0.38
@@ -43,17 +43,13 @@ def draw(frame: Frame, tracks: Iterable[Track]) -> NDArray[np.uint8]:
 
 def to_jpeg(picture: NDArray[np.uint8], quality: int = 88) -> bytes:
     """Encode an (H, W, 3) uint8 RGB picture as JPEG."""
-    encoded, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise ValueError(f"JPEG encoding failed for a picture of shape {picture.shape}")
     return data.tobytes()
 
 
-def _label(
-    picture: NDArray[np.uint8], text: str, x: int, y: int, color: tuple[int, int, int], scale: float
-) -> None:
+def _label(picture: NDArray[np.uint8], text: str, x: int, y: int, color: tuple[int, int, int], scale: float) -> None:
     font, size, weight = cv2.FONT_HERSHEY_SIMPLEX, 0.8 * scale, max(1, round(2 * scale))
     (width, height), _ = cv2.getTextSize(text, font, size, weight)
     origin = (x - width // 2, y + height // 2)

@@ -38,16 +38,16 @@ class Scheduler:
         frames: FrameSource,
         step: Callable[[Frame], FrameResult],
         deliver: Callable[[FrameResult], None],
-        failed: Callable[[Frame, Exception], None],
+        dropped: Callable[[Frame, str], None],
     ) -> None:
-        """`deliver` gets each result, `failed` each frame that raised; both are called on the inference thread.
+        """`deliver` gets each result, `dropped` each frame that gave none, with the reason: failed or shed.
 
-        Set `stride` to n to process every n-th frame only: how load is shed.
+        Both are called on the inference thread. Set `stride` to n to process every n-th frame only: how load is shed.
         """
         self._frames = frames
         self._step = step
         self._deliver = deliver
-        self._failed = failed
+        self._dropped = dropped
         self._stopping = threading.Event()
         self._errands: list[Callable[[], None]] = []
         self._errands_lock = threading.Lock()
@@ -82,6 +82,7 @@ class Scheduler:
             self._run_errands()
             for frame in self._frames.take_all(IDLE_WAIT_S):
                 if frame.index % self.stride:
+                    self._dropped(frame, "shed")
                     continue
                 try:
                     self._deliver(self._step(frame))
@@ -89,7 +90,7 @@ class Scheduler:
                 except Exception as error:  # noqa: BLE001 - one bad frame must not end the service
                     failures += 1
                     log.error("frame failed", camera=frame.camera, frame=frame.index, error=str(error))
-                    self._failed(frame, error)
+                    self._dropped(frame, "failed")
                     if failures >= MAX_FAILURES_IN_A_ROW:
                         self.fatal = BarnsightError(
                             f"{failures} frames in a row failed, the last one of camera {frame.camera!r} with: "

@@ -114,7 +114,8 @@ class Detector(nn.Module):
         decoded = self.decode(tokens, position, text)
         logits, best = self.score(decoded.states[-1:], text)[0].topk(self.config.top_k, dim=1)  # (B, K)
         states = _gather(decoded.states[-1], best)
-        center, size = _gather(decoded.boxes[-1], best).split(2, dim=-1)
+        chosen = _gather(decoded.boxes[-1], best)
+        center, size = chosen[..., :2], chosen[..., 2:]
         boxes = torch.cat([center - size / 2, center + size / 2], dim=-1)
         pixels = self.embed_pixels(d4, d2, d1, tokens, text)
         masks = torch.einsum("bkc,bchw->bkhw", self.mask_decoder.mask_embedder(states), pixels.instance)
@@ -158,7 +159,8 @@ class Detector(nn.Module):
 
     def score(self, states: Tensor, text: Tensor) -> Tensor:
         """How well each query fits the prompt: (L, B, T, C) -> logits (L, B, T)."""
-        return self.dot_product_scoring(states, text).squeeze(-1)
+        logits: Tensor = self.dot_product_scoring(states, text)
+        return logits.squeeze(-1)
 
     def embed_pixels(self, d4: Tensor, d2: Tensor, d1: Tensor, tokens: Tensor, text: Tensor) -> Pixels:
         """Climb from the prompted tokens through the finer maps to stride 4."""
@@ -226,7 +228,7 @@ def prefer_inside_of_box(detector: Detector, weakest: float = 4.0, strongest: fl
 
 
 def _decoder_layer(
-    layer: nn.Module,
+    layer: Any,
     hidden: Tensor,
     where: Tensor,
     text: Tensor,
@@ -245,7 +247,8 @@ def _decoder_layer(
     hidden = layer.text_cross_attn_layer_norm(hidden + layer.text_cross_attn_dropout(attended))
     attended, _ = layer.vision_cross_attn(hidden + where, tokens + position, tokens, attention_mask=bias)
     hidden = layer.vision_cross_attn_layer_norm(hidden + layer.vision_cross_attn_dropout(attended))
-    return layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
+    hidden = layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
+    return hidden
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class InvertedBottleneck(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.residual else self.body(x)
+        filtered: Tensor = self.body(x)
+        return x + filtered if self.residual else filtered
 
 
 class AttentionBlock(nn.Module):

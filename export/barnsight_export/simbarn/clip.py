@@ -44,7 +44,7 @@ def clip_scene(
     herd_seed: int | None = None,
     day: int = 0,
 ) -> Scene:
-    """A scene for a clip: the whole pen from above, soundly exposed, without the stills' compression and motion blur."""
+    """A scene for a clip: the whole pen from above, well exposed, without stills' compression and motion blur."""
     scene = sample_scene(
         seed, species=species, animals=animals, split=split, width=width, height=height, light=light,
         crowding=crowding, view="overhead", herd_seed=seed if herd_seed is None else herd_seed, day=day,

@@ -130,7 +130,7 @@ def _sense(image: Image, rng: np.random.Generator) -> Image:
 def _falloff(size: int) -> NDArray[np.float32]:
     """Squared distance from the center, 1 at the corners: (size, size)."""
     axis = np.linspace(-1, 1, size, dtype=np.float32) ** 2
-    return (axis[:, None] + axis) / 2
+    return np.asarray((axis[:, None] + axis) / 2, np.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -100,7 +100,8 @@ class Trainer:
     def __init__(self, preset: Preset, recipe: Recipe, out: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.preset, self.recipe, self.out = preset, recipe, out
-        self.model = preset.build().to(memory_format=torch.channels_last)
+        self.model = preset.build()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
         self.aids = Aids(preset.detector.width)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = _optimizer(self.model, self.aids, recipe)
@@ -124,7 +125,7 @@ class Trainer:
                 f" resume from {self.out / CHECKPOINT} with another seed or a lower learning rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._share_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -144,7 +145,7 @@ class Trainer:
         flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
         dist.all_reduce(flat)
         flat /= self.processes
-        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        for parameter, mean in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(mean.view_as(parameter))  # in place: the gradient keeps the parameter's layout
 
@@ -161,7 +162,7 @@ class Trainer:
         decay = min(self.recipe.ema, (1 + self.counters.steps) / (10 + self.counters.steps))
         pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
         slow, fast = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-        get_ema_multi_avg_fn(decay)(list(slow), list(fast), None)
+        get_ema_multi_avg_fn(decay)(list(slow), list(fast), None)  # type: ignore[no-untyped-call]
         for a, b in pairs:
             if not a.is_floating_point():
                 a.copy_(b)
@@ -247,7 +248,7 @@ def train_detector(
                 )
 
 
-def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Batch]:
+def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Any]:
     """This process's share of the stream, prepared by workers of its own."""
     recipe = trainer.recipe
     share = recipe.batch // trainer.processes
@@ -301,7 +302,8 @@ class _Log:
 
 def _optimizer(model: Sam3, aids: Aids, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW without decay on biases, norms, embeddings and prompts."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in [*model.named_parameters(), *aids.named_parameters()]:
         embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
         (free if parameter.ndim < 2 or embedding else decayed).append(parameter)

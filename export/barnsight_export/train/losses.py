@@ -34,8 +34,9 @@ class Aids(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.noised = nn.Parameter(torch.randn(width) * 0.5)
-        self.dense = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5))
-        nn.init.constant_(self.dense[-1].bias[:1], -3.0)
+        heads = nn.Linear(width, 5)  # is a center here, and its box
+        nn.init.constant_(heads.bias[:1], -3.0)
+        self.dense = nn.Sequential(nn.Linear(width, width), nn.ReLU(), heads)
 
 
 class Denoising(NamedTuple):
@@ -117,21 +118,16 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
 
     queries = detector.config.queries
     groups = [queries, queries, denoising.boxes.shape[1]]
-    learned, copied, _ = zip(logits.split(groups, 2), decoded.boxes.split(groups, 2), strict=True)
+    outputs = list(zip(torch.split(logits, groups, 2), torch.split(decoded.boxes, groups, 2), strict=True))
+    learned, copied, _ = outputs
     matches = (
         match_one_to_one(*learned, batch),
         match_one_to_many(*copied, batch),
         denoising.matched.expand(len(logits), -1, -1),
     )
     losses: dict[str, Tensor] = {}
-    parts = zip(
-        ("", "many_", "noise_"),
-        (1.0, 1.0, _DENOISING),
-        logits.split(groups, 2),
-        decoded.boxes.split(groups, 2),
-        strict=True,
-    )
-    for (name, weight, scores, boxes), matched in zip(parts, matches, strict=True):
+    parts = zip(("", "many_", "noise_"), (1.0, 1.0, _DENOISING), outputs, matches, strict=True)
+    for name, weight, (scores, boxes), matched in parts:
         for term, value in _box_losses(scores, boxes, matched, batch).items():
             losses[name + term] = weight * value
 

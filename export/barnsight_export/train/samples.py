@@ -88,8 +88,9 @@ def find_targets(
     size_px = ids.shape[0]
     mask_px = size_px // 4
     boxes, kinds, masks = [], [], []
-    for number, region in enumerate(ndimage.find_objects(ids)):
-        if region is None:
+    regions: list[tuple[slice, slice] | None] = ndimage.find_objects(ids)
+    for number, region in enumerate(regions):
+        if region is None:  # this animal is nowhere in view
             continue
         whole = ids == number + 1
         area_px = float(np.count_nonzero(whole[region]))
