@@ -36,7 +36,7 @@ from barnsightd.replay import CAMERA, make_pipeline
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
-PEN = {"seed": 2, "species": "pig", "animals": 8, "seconds": 20, "fps": 12}
+PEN = {"seed": 11, "species": "pig", "animals": 8, "seconds": 20, "fps": 12}
 SETTLING_S = 8.0
 NS_PER_MS = 1_000_000
 

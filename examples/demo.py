@@ -23,18 +23,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow.dataset
 import yaml
+
+from barnsightd.store.reader import read_observations
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "demo"
 MODELS = ROOT / "engines" / "nano"
 BIN = Path(sys.executable).parent
 CAMERA = "pen"
-PEN = {"seed": 2, "species": "pig", "animals": 8, "seconds": 20, "fps": 12}
+PEN = {"seed": 11, "species": "pig", "animals": 8, "seconds": 20, "fps": 12}
 READY_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0
 SETTLING_S = 5.0
+
+Command = list[str | Path]
 
 
 def main() -> int:
@@ -71,21 +74,22 @@ def simulate() -> Path:
         return out / "clip.mp4"
     print("Rendering a simulated pen, the first time only …", flush=True)
     options = [part for key, value in PEN.items() for part in (f"--{key}", str(value))]
-    command = [BIN / "barnsight-export", "simulate", *options, "--split", "test", "--out", out]
-    subprocess.run(command, check=True)
+    workers = str(os.cpu_count() or 1)
+    simulate: Command = [BIN / "barnsight-export", "simulate", *options, "--split", "test", "--workers", workers]
+    subprocess.run([*simulate, "--out", out], check=True)
     made.write_text(json.dumps(PEN))
     return out / "clip.mp4"
 
 
 def serve(clip: Path, running: contextlib.ExitStack) -> str:
     """Loop the clip on an RTSP server of its own process; gives its address."""
-    command = [BIN / "barnsight-export", "serve", clip, "--port", "0", "--mount", CAMERA]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command: Command = [BIN / "barnsight-export", "serve", clip, "--port", "0", "--mount", CAMERA]
+    server: subprocess.Popen[str] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     running.callback(end, server)
     assert server.stdout is not None
     for line in server.stdout:
         if line.startswith("ready "):
-            return line.split()[1]
+            return str(line.split()[1])
     raise SystemExit("the RTSP server ended before it was ready")
 
 
@@ -167,7 +171,7 @@ def save_preview(address: str) -> Path | None:
 def summarize(settled: dict[str, Any], last: dict[str, Any], picture: Path | None, address: str) -> None:
     """Print the summary table."""
     records = FOLDER / "records"
-    rows = pyarrow.dataset.dataset(records / "observations", format="parquet", partitioning="hive").count_rows()
+    kept = read_observations(records).num_rows
     dropped_later = last.get("dropped", 0) - settled.get("dropped", 0) if settled else "–"
     table = [
         ("frames", figure(last, "frames")),
@@ -175,9 +179,9 @@ def summarize(settled: dict[str, Any], last: dict[str, Any], picture: Path | Non
         ("frame age p50 / p95", f"{figure(last, 'frame_age_p50_ms')} / {figure(last, 'frame_age_p95_ms')} ms"),
         (f"dropped, after {SETTLING_S:.0f} s / in all", f"{dropped_later} / {figure(last, 'dropped')}"),
         ("animals in view at the end", figure(last, "animals")),
-        ("records kept, of all demonstrations", f"{rows} observations"),
+        ("records kept, of all demonstrations", f"{kept} observations"),
         ("annotated picture", relative(picture) if picture else "none: no frame was seen"),
-        ("records", f"{relative(records)}/observations (Parquet)"),
+        ("records", f"{relative(records)}, read them as docs/store.md shows"),
         ("log", relative(FOLDER / "barnsight.log")),
         ("metrics, while it ran", f"{address}/metrics"),
     ]

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,14 +27,14 @@ from prometheus_client import (
 
 from barnsight_engines.certificate import Parity
 from barnsight_engines.manifest import Manifest
-from barnsightd.ingest.faults import DROP_REASONS, FAULT_REASONS
+from barnsightd.ingest.faults import DropReason, FaultReason
 from barnsightd.store.records import StoreUsage
 from barnsightd.types import FrameResult
 
 FRAME_STAGES = ("decoded", "processed")
 OTHER = "other"
-DROPS = (*DROP_REASONS, "failed", "shed", OTHER)
-RECONNECTS = (*FAULT_REASONS, OTHER)
+DROPS = (*get_args(DropReason), "failed", "shed", OTHER)
+RECONNECTS = (*get_args(FaultReason), OTHER)
 PIPELINE_STAGES = ("encoder", "detector", "tracking", "records")
 QUEUES = ("store",)
 STORE_OPERATIONS = ("append", "flush", "seal", "retention", "database", "set aside", OTHER)

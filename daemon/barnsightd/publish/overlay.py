@@ -24,7 +24,7 @@ def color_of(track: int) -> tuple[int, int, int]:
 
 def draw(frame: Frame, tracks: Iterable[Track]) -> NDArray[np.uint8]:
     """Draw the tracks on a copy of the frame: (H, W, 3) uint8 RGB."""
-    picture = frame.image.copy()
+    picture: NDArray[np.uint8] = frame.image.copy()
     height, width = picture.shape[:2]
     scale = max(height, width) / 1280
     for track in tracks:
@@ -46,7 +46,7 @@ def to_jpeg(picture: NDArray[np.uint8], quality: int = 88) -> bytes:
     encoded, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise ValueError(f"JPEG encoding failed for a picture of shape {picture.shape}")
-    return data.tobytes()
+    return bytes(data)
 
 
 def _label(picture: NDArray[np.uint8], text: str, x: int, y: int, color: tuple[int, int, int], scale: float) -> None:

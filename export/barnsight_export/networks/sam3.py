@@ -193,7 +193,7 @@ class Sam3(nn.Module):
 
 @torch.no_grad()
 def initialize(detector: Detector) -> None:
-    """Weights that keep a signal's size (Glorot), not the stock 0.02, which suits wide layers only; boxes start still."""
+    """Weights that keep a signal's size (Glorot): the stock 0.02 suits wide layers only. Boxes start at rest."""
     for module in detector.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -247,8 +247,8 @@ def _decoder_layer(
     hidden = layer.text_cross_attn_layer_norm(hidden + layer.text_cross_attn_dropout(attended))
     attended, _ = layer.vision_cross_attn(hidden + where, tokens + position, tokens, attention_mask=bias)
     hidden = layer.vision_cross_attn_layer_norm(hidden + layer.vision_cross_attn_dropout(attended))
-    hidden = layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
-    return hidden
+    updated: Tensor = layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
+    return updated
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class AttentionBlock(nn.Module):
         weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
         tokens = tokens + self.proj((weights @ value).transpose(1, 2).flatten(2))
         tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        mixed: Tensor = tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        return mixed
 
 
 class Student(nn.Module):

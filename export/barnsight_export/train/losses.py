@@ -74,11 +74,15 @@ def match_one_to_one(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def match_one_to_many(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
-    """Every object takes its best-fitting queries by p^0.3·IoU^0.7: (L, B, Q), (L, B, Q, 4) -> (L, B, Q)."""
+    """Every object takes the queries that fit it well by p^0.3·IoU^0.7: (L, B, Q), (L, B, Q, 4) -> (L, B, Q).
+
+    The best one is taken however badly it fits: without a single match all scores would sink, and never rise again.
+    """
     iou, _ = overlaps(boxes.unsqueeze(3), batch.boxes[None, :, None])  # (L, B, Q, N)
     fit = logits.sigmoid().pow(0.3).unsqueeze(-1) * iou.pow(0.7)
     fit = fit.masked_fill((batch.kinds != TARGET)[None, :, None], 0.0)
-    threshold = fit.topk(_PER_OBJECT, dim=2).values[:, :, -1:].clamp(min=_FIT_FLOOR)
+    ranked = fit.topk(_PER_OBJECT, dim=2).values  # (L, B, 4, N)
+    threshold = torch.minimum(ranked[:, :, -1:].clamp(min=_FIT_FLOOR), ranked[:, :, :1])
     best, objects = torch.where(fit >= threshold, fit, 0.0).max(dim=3)
     return torch.where(best > 0, objects, _background(boxes, batch))
 
@@ -225,11 +229,12 @@ def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
     hit = -F.logsigmoid(score) * (1 - score.sigmoid()).square()
     miss = F.softplus(score) * score.sigmoid().square() * (1 - heat) ** 4
     count = max(1, int(target.sum()))
-    focal = torch.where(heat >= 1, hit, miss).sum() / count
+    focal: Tensor = torch.where(heat >= 1, hit, miss).sum() / count
 
     at = (cells[..., 1] * grid + cells[..., 0]).unsqueeze(-1).expand(-1, -1, 4)
     offsets = output[..., 1:].gather(1, at)[target]  # (P, 4)
     anchors = torch.cat([(cells + 0.5) / grid, torch.full_like(batch.boxes[..., 2:], 0.15)], dim=-1)[target]
     boxes, truth = (offsets + inverse_sigmoid(anchors)).sigmoid(), batch.boxes[target]
     _, giou = overlaps(boxes, truth)
-    return focal + (_L1 * (boxes - truth).abs().sum() + _GIOU * (1 - giou).sum()) / count
+    localization: Tensor = (_L1 * (boxes - truth).abs().sum() + _GIOU * (1 - giou).sum()) / count
+    return focal + localization

@@ -88,9 +88,8 @@ def find_targets(
     size_px = ids.shape[0]
     mask_px = size_px // 4
     boxes, kinds, masks = [], [], []
-    regions: list[tuple[slice, slice] | None] = ndimage.find_objects(ids)
-    for number, region in enumerate(regions):
-        if region is None:  # this animal is nowhere in view
+    for number, region in enumerate(ndimage.find_objects(ids)):
+        if not region:  # this animal is nowhere in view
             continue
         whole = ids == number + 1
         area_px = float(np.count_nonzero(whole[region]))
