@@ -34,7 +34,7 @@ TINY = Preset(
     image_size=64,
     grid=4,
     concepts=("pig", "cow"),
-    student=StudentConfig(stem=8, stages=(8, 16, 20), expansion=2, attention_blocks=1, neck=16),
+    student=StudentConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
         width=16,
         heads=2,

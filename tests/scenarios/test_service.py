@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "engines" / "nano"
 BARNSIGHT = Path(sys.executable).parent / "barnsight"
 DEADLINE_S = 60.0
+FRAME_S = 0.5  # what a frame may take from the camera to the store, and gaps in which no pig is seen
 
 
 class Site:
@@ -43,22 +44,27 @@ class Site:
         camera = {"version": 1, "name": name, "species": "pig", "fps": 6, **settings}
         (self.folder / "cameras.d" / f"{name}.yaml").write_text(yaml.safe_dump(camera))
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
-        """The service, up; gives its web address."""
+    def start(self) -> str:
+        """Start the service; gives its web address once it is up."""
         with (self.folder / "log").open("w") as log:
             command = [BARNSIGHT, "run", "--config", self.folder / "barnsight.yaml"]
             environment = {**os.environ, "JOURNAL_STREAM": "0:0"}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, text=True)
+        return str(self.wait_for_log("service up")["web"])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """The service, up, and stopped in the end; gives its web address."""
+        try:
+            yield self.start()
+        finally:
+            assert self.process is not None
+            self.process.send_signal(signal.SIGTERM)
             try:
-                yield self.wait_for_log("service up")["web"]
-            finally:
-                self.process.send_signal(signal.SIGTERM)
-                try:
-                    self.process.wait(DEADLINE_S)
-                except subprocess.TimeoutExpired:
-                    self.process.kill()
-                    raise
+                self.process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
 
     def log_events(self) -> list[dict[str, Any]]:
         lines = (self.folder / "log").read_text().splitlines()
@@ -172,14 +178,53 @@ def test_a_port_that_is_taken_is_refused_with_a_clear_line(site: Site, pictures:
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
-def test_what_was_seen_is_on_disk_after_the_stop(site: Site, tmp_path: Path) -> None:
-    made = tmp_path / "pen"
-    simulate = [BARNSIGHT.with_name("barnsight-export"), "simulate", "--seed", "3", "--animals", "3", "--seconds", "3"]
+@pytest.fixture(scope="module")
+def pen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of three simulated pigs, three seconds long."""
+    made = tmp_path_factory.mktemp("pen")
+    simulate = [BARNSIGHT.with_name("barnsight-export"), "simulate", "--seed", "11", "--animals", "3", "--seconds", "3"]
     subprocess.run([*simulate, "--fps", "6", "--width", "640", "--height", "360", "--out", made], check=True)
-    site.write_camera("pen", source=str(made / "clip.mp4"))
+    return made / "clip.mp4"
+
+
+def test_what_was_seen_is_on_disk_after_the_stop(site: Site, pen: Path) -> None:
+    site.write_camera("pen", source=str(pen))
     with site.running() as address:
         wait_for(lambda: (camera_status(address, "pen")["animals"] or 0) >= 2)
         wait_for(lambda: json.loads(get(f"{address}/status"))["store"]["observations"] > 10)
     kept = read_observations(site.folder / "records", camera="pen")
     assert kept.num_rows > 10
     assert set(kept["model_set"].to_pylist()) == {site.wait_for_log("service up")["model_set"]}
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_loses_no_more_than_it_states(site: Site, pen: Path) -> None:
+    flush_s, random, kept_before = 2.0, np.random.default_rng(7), 0
+    site.write_camera("pen", source=str(pen))
+    for _ in range(20):
+        address = site.start()
+        assert site.process is not None
+        wait_for(lambda address=address: (camera_status(address, "pen")["animals"] or 0) > 0)
+        seen_for_s = random.uniform(0, 5)
+        time.sleep(seen_for_s)
+        last_seen_s = read_metric(get(f"{address}/metrics"), "barnsight_camera_last_frame_timestamp_seconds")
+        site.process.kill()
+        site.process.wait(DEADLINE_S)
+
+        kept = read_observations(site.folder / "records", camera="pen")
+        assert kept.num_rows >= kept_before, "what an earlier run had kept is gone"
+        kept_before = kept.num_rows
+        if seen_for_s > flush_s + FRAME_S:
+            assert max(kept["captured_ns"].to_pylist()) / 1e9 >= last_seen_s - flush_s - FRAME_S
+    checked = subprocess.run([BARNSIGHT, "db", "check", site.folder / "records"], check=False, timeout=DEADLINE_S)
+    assert checked.returncode == 0
+    with site.running():
+        pass
+    repaired = subprocess.run([BARNSIGHT, "db", "check", site.folder / "records"], check=False, timeout=DEADLINE_S)
+    assert repaired.returncode == 0
+
+
+def read_metric(text: str, name: str) -> float:
+    """The value of the first series of a metric."""
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    return float(line.rsplit(" ", 1)[1])

@@ -2,8 +2,9 @@
 
 The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8
 and 16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan
-and Le 2021); BatchNorm folds into the convolutions at export, which saves a fifth of the encoder's time on a CPU. The
-neck is a feature pyramid (Lin et al. 2017) without smoothing: SAM 3's pixel decoder smooths the maps itself.
+and Le 2021), with GroupNorm (Wu and He 2018): each picture is normalized by itself, so that an infrared night does not
+depend on the sunny yard beside it in the batch. The neck is a feature pyramid (Lin et al. 2017) without smoothing:
+SAM 3's pixel decoder smooths the maps itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+_NORM_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,9 @@ class StudentConfig:
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution without bias and its BatchNorm."""
+    """A convolution without bias and its GroupNorm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    return nn.Sequential(conv, nn.GroupNorm(_NORM_GROUPS, outputs))
 
 
 class InvertedBottleneck(nn.Module):
