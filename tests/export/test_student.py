@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -115,14 +117,19 @@ def test_extra_queries_leave_the_learned_ones_alone() -> None:
     torch.testing.assert_close(together.presence, alone.presence)
 
 
-def test_a_fresh_decoder_looks_inside_its_boxes() -> None:
+def test_the_heads_of_a_fresh_decoder_look_at_the_four_sides_of_a_box() -> None:
     torch.manual_seed(0)
-    model = Sam3(StudentConfig(neck=32), SMALL, ("pig",))
-    box = torch.tensor([[[0.25, 0.25, 0.3, 0.3]]])
+    four_heads = replace(SMALL, heads=4)
+    model = Sam3(StudentConfig(neck=32), four_heads, ("pig",))
+    box = torch.tensor([[[0.45, 0.45, 0.6, 0.6]]])  # cells 2..7 of 10
     with torch.no_grad():
-        bias = model.detector.detr_decoder._get_rpb_matrix(box, (10, 10)).reshape(2, 10, 10)
-    assert (bias[:, 2, 2] > bias[:, 2, 8] + 1.0).all()
-    assert (bias[:, 2, 2] > bias[:, 8, 2] + 1.0).all()
+        bias = model.detector.detr_decoder._get_rpb_matrix(box, (10, 10)).reshape(4, 10, 10)
+    left, right, top, bottom = bias
+    assert left[4, 2] > left[4, 7] + 1.0
+    assert right[4, 7] > right[4, 2] + 1.0
+    assert top[2, 4] > top[7, 4] + 1.0
+    assert bottom[7, 4] > bottom[2, 4] + 1.0
+    assert (bias[:, 4, 4] > bias[:, 9, 9] + 1.0).all()  # inside beats outside, for all
 
 
 def test_at_full_size_the_names_are_sam3s_own() -> None:

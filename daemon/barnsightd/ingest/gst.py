@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,10 @@ _CODEC_NAMES = {"x-h264": "H.264", "x-h265": "H.265", "jpeg": "JPEG", "x-gif": "
 @cache
 def gstreamer() -> Any:
     """The initialized GStreamer module. Raises SourceError where GStreamer or its Python bindings are missing."""
+    # GStreamer brings libunwind, and a C++ library that is loaded after it unwinds its exceptions through that: ONNX
+    # Runtime then aborts the process where it should raise. Loaded before, it keeps its own unwinder.
+    with suppress(ImportError):
+        import onnxruntime  # noqa: F401
     try:
         import gi
 

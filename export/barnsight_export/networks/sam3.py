@@ -183,7 +183,7 @@ class Sam3(nn.Module):
         self.concepts = nn.Parameter(torch.randn(len(concepts), PROMPT_TOKENS, detector.width))
         initialize(self.detector)
         spread_queries(self.detector)
-        prefer_inside_of_box(self.detector)
+        aim_heads(self.detector)
 
     def forward(self, image: Tensor, concept: Tensor) -> Detection:
         """Detect concept number `concept` (B,) in `image` (B, 3, H, H), normalized."""
@@ -213,18 +213,21 @@ def spread_queries(detector: Detector, box_size: float = 0.2) -> None:
 
 
 @torch.no_grad()
-def prefer_inside_of_box(detector: Detector, weakest: float = 4.0, strongest: float = 10.0) -> None:
-    """Start the box-relative position bias at −k·(log distance outside the box), one k per head.
+def aim_heads(detector: Detector, outside: float = 6.0, across: float = 5.0) -> None:
+    """Start the box-relative position bias so that heads look inside their box, each toward one of its four sides.
 
-    The stock bias is an MLP of the signed log distances to a box's two edges; its first two hidden units become the
-    distances before the first edge and beyond the second.
+    The stock bias is an MLP of the signed log distances to a box's two edges along each axis. Its first four hidden
+    units become the distances before the first edge, beyond the second, past the first and short of the second. Heads
+    that see different sides tell at once in which direction a box is off; values alone carry no positions.
     """
     decoder = detector.detr_decoder
-    slopes = torch.linspace(weakest, strongest, detector.config.heads)
-    for mlp in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
-        mlp.layer1.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
-        mlp.layer1.bias[:2] = 0.0
-        mlp.layer2.weight[:, :2] = -slopes.unsqueeze(1)
+    sides = torch.arange(detector.config.heads) % 4  # left, right, top, bottom
+    for axis, mlp in enumerate((decoder.box_rpb_embed_x, decoder.box_rpb_embed_y)):
+        mlp.layer1.weight[:4] = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
+        mlp.layer1.bias[:4] = 0.0
+        mlp.layer2.weight[:, :2] = -outside
+        mlp.layer2.weight[:, 2] = -across * (sides == 2 * axis)
+        mlp.layer2.weight[:, 3] = -across * (sides == 2 * axis + 1)
 
 
 def _decoder_layer(

@@ -9,6 +9,7 @@ SAM 3's pixel decoder smooths the maps itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 
 _NORM_GROUPS = 8
+_PLACE_WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # periods across the picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,33 @@ class Student(nn.Module):
         self.lateral4 = conv_norm(fine, config.neck, 1)
         self.lateral8 = conv_norm(middle, config.neck, 1)
         self.lateral16 = conv_norm(coarse, config.neck, 1)
+        self.place4, self.place8, self.place16 = (
+            nn.Conv2d(4 * len(_PLACE_WAVES) + 2, config.neck, 1, bias=False) for _ in range(3)
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s4 = self.stage4(self.stem(image))
         s8 = self.stage8(s4)
-        d1 = self.lateral16(self.stage16(s8))
-        top8 = self.lateral8(s8) + F.interpolate(d1, scale_factor=2.0, mode="nearest")
-        top4 = self.lateral4(s4) + F.interpolate(top8, scale_factor=2.0, mode="nearest")
+        s16 = self.stage16(s8)
+        d1 = self.lateral16(s16) + self.place16(places(s16))
+        top8 = self.lateral8(s8) + self.place8(places(s8)) + F.interpolate(d1, scale_factor=2.0)
+        top4 = self.lateral4(s4) + self.place4(places(s4)) + F.interpolate(top8, scale_factor=2.0)
         return top4, top8, d1
+
+
+def places(like: Tensor) -> Tensor:
+    """Where each cell of a map lies: x, y in -1..1, and their sines and cosines, (1, 2 + 4 waves, h, w).
+
+    A convolution cannot tell two pigs of one coat apart by what they look like; their places do. A constant at export.
+    """
+    height, width = like.shape[-2:]
+    y = ((torch.arange(height, dtype=like.dtype) + 0.5) / height * 2 - 1)[:, None].expand(height, width)
+    x = ((torch.arange(width, dtype=like.dtype) + 0.5) / width * 2 - 1)[None, :].expand(height, width)
+    rows = [x, y]
+    for waves in _PLACE_WAVES:
+        for axis in (x, y):
+            rows += [torch.sin(math.pi * waves * axis), torch.cos(math.pi * waves * axis)]
+    return torch.stack(rows)[None]
 
 
 def parameter_count(module: nn.Module) -> int:

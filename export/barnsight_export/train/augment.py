@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 
-_SCALE = (0.6, 1.3)  # at 320 px; smaller training pictures look closer, so that animals keep their size in pixels
+_SCALE = (0.7, 1.5)  # at 320 px; smaller training pictures look closer, so that animals keep their size in pixels
 _SMALL_TURN_DEG, _LARGE_TURN_DEG = 8.0, 45.0
 _ASPECT = 0.25  # standard deviation of the logarithm: 16:9, 4:3 and portrait all become squares
 

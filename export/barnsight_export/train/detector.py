@@ -52,9 +52,9 @@ class Recipe:
     constant_share: float = 0.4
     final_rate_share: float = 0.01
     ema: float = 0.998
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.30, 256), (0.78, 320))  # (from this share on, pixels)
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.58, 256), (0.84, 320))  # (from this share on, pixels)
     seed: int = 0
-    validate_every_s: float = 600.0
+    validate_every_s: float = 420.0
     checkpoint_every_s: float = 180.0
     validation_pictures: int = 120
 

@@ -23,6 +23,7 @@ BACKGROUND, UNJUDGED = -1, -2  # what a query is matched to, besides the number 
 
 _CLASS, _L1, _GIOU, _PRESENCE, _MASK, _DICE = 2.0, 5.0, 2.0, 1.0, 5.0, 5.0
 _DENOISING = 0.5
+_DENSE_BOX, _ON_ANIMAL = 2.0, 0.4  # weight of a token's box; share of the token that an animal must cover
 _PER_OBJECT, _FIT_FLOOR = 4, 0.4  # one-to-many: queries an object, and how well they must fit
 _DENOISED_OBJECTS = 16
 _GROUPS = 3  # two of positives, one of negatives
@@ -216,7 +217,11 @@ def _dice(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
-    """Center heat map (penalty-reduced focal loss) and the box at each center, from tokens: (B, G², 5)."""
+    """Center heat map, and the animal's box at every token that lies on it, from tokens: (B, G², 5).
+
+    The heat map's loss is CenterNet's penalty-reduced focal loss. The boxes are FCOS's (Tian et al. 2019): a token that
+    knows where its animal ends is what the decoder's attention can read a better box from.
+    """
     grid = round(output.shape[1] ** 0.5)
     target = batch.kinds == TARGET
     cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)
@@ -231,10 +236,15 @@ def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
     count = max(1, int(target.sum()))
     focal: Tensor = torch.where(heat >= 1, hit, miss).sum() / count
 
-    at = (cells[..., 1] * grid + cells[..., 0]).unsqueeze(-1).expand(-1, -1, 4)
-    offsets = output[..., 1:].gather(1, at)[target]  # (P, 4)
-    anchors = torch.cat([(cells + 0.5) / grid, torch.full_like(batch.boxes[..., 2:], 0.15)], dim=-1)[target]
-    boxes, truth = (offsets + inverse_sigmoid(anchors)).sigmoid(), batch.boxes[target]
+    share = F.avg_pool2d(batch.masks.float() / 255, batch.masks.shape[-1] // grid)  # (B, N, 4G, 4G) -> (B, N, G, G)
+    covered, owner = (share * target[..., None, None]).flatten(2).max(1)  # (B, G²)
+    inside = covered > _ON_ANIMAL
+    size = torch.zeros_like(target, dtype=torch.float32).scatter_add_(1, owner, inside.float())  # (B, N) tokens
+    weight = (1 / size.gather(1, owner).clamp(min=1))[inside]  # (P,), every animal counts alike
+    center = (torch.cartesian_prod(axis, axis).flip(1) + 0.5) / grid  # (G², 2) x, y
+    anchors = torch.cat([center, torch.full_like(center, 0.15)], dim=1).expand(len(output), -1, -1)
+    boxes = (output[..., 1:] + inverse_sigmoid(anchors)).sigmoid()[inside]  # (P, 4)
+    truth = batch.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))[inside]
     _, giou = overlaps(boxes, truth)
-    localization: Tensor = (_L1 * (boxes - truth).abs().sum() + _GIOU * (1 - giou).sum()) / count
-    return focal + localization
+    wrong = _L1 * (boxes - truth).abs().sum(1) + _GIOU * (1 - giou)
+    return focal + _DENSE_BOX * (weight * wrong).sum() / weight.sum().clamp(min=1)
