@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from barnsight_export.errors import DataMissingError
+from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.networks.sam3 import Detection, DetectorConfig
 from barnsight_export.networks.student import StudentConfig
 from barnsight_export.presets import Preset
@@ -26,7 +26,18 @@ from barnsight_export.train.losses import (
     noise_boxes,
     overlaps,
 )
-from barnsight_export.train.samples import IGNORED, PADDING, TARGET, Batch, Picture, Views, collate, find_targets
+from barnsight_export.train.plot import plot_log
+from barnsight_export.train.samples import (
+    IGNORED,
+    PADDING,
+    TARGET,
+    Batch,
+    Picture,
+    Simulated,
+    Views,
+    collate,
+    find_targets,
+)
 from barnsight_export.train.validation import validate
 
 TINY = Preset(
@@ -158,6 +169,18 @@ def test_a_wrong_or_absent_animal_leaves_nothing_to_find() -> None:
     assert 200 * 0.15 < wrong < 200 * 0.45  # a fifth is empty, a tenth of the others is asked for wrongly
 
 
+def test_the_most_crowded_pictures_are_left_out_of_training(tmp_path: Path) -> None:
+    animals = [3, 20, 0, 12]
+    np.save(tmp_path / "images-00000.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "ids-00000.npy", np.stack([np.full((8, 8), count, np.uint8) for count in animals]))
+    visible = np.stack([np.where(np.arange(30) < count, 0.5, 0.0) for count in animals]).astype(np.float32)
+    np.savez(tmp_path / "truth-00000.npz", species=np.array([0, 0, 1, 1]), visible_fraction=visible)
+    some = Simulated(tmp_path, most_animals=12)
+    assert [int(some[index].ids.max()) for index in range(len(some))] == [3, 0, 12]
+    assert [some[index].concept for index in range(len(some))] == [0, None, 1]
+    assert len(Simulated(tmp_path)) == 4
+
+
 # Matching
 
 
@@ -258,6 +281,26 @@ def test_a_run_leaves_a_log_and_a_checkpoint_that_loads(tmp_path: Path) -> None:
     assert {"minutes", "size_px", "ap50", "ap75", "recall", "false_positives", "lr", "loss", "dice"} <= set(rows[0])
     loaded = load_trained(tmp_path / CHECKPOINT, TINY)
     torch.testing.assert_close(loaded.concepts.data, trainer.average.concepts.data)
+
+
+def test_a_log_becomes_a_picture(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "minutes,images,size_px,ap50,ap75,recall,false_positives,loss\n5,3000,192,0.1,0,0.1,2,40\n9,5000,256,0.4,0.1,0.5,1,30\n"
+    )
+    picture = tmp_path / "images" / "run.png"
+    plot_log(log, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "minutes,images\n1,2\n", "images,ap50\n1,many\n"], ids=["empty", "other", "words"]
+)
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(text)
+    with pytest.raises(DataError, match=r"log\.csv"):
+        plot_log(log, tmp_path / "run.svg")
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from barnsight_export.networks.sam3 import Detector, DetectorConfig, Queries, Sam3
-from barnsight_export.networks.student import Student, StudentConfig, normalize, parameter_count
+from barnsight_export.networks.student import Student, StudentConfig, normalize, parameter_count, places
 from barnsight_export.presets import NANO, PRESETS
 
 SMALL = DetectorConfig(
@@ -41,6 +41,15 @@ def small_inputs() -> tuple[torch.Tensor, ...]:
 def test_the_student_gives_three_maps_at_strides_4_8_and_16() -> None:
     maps = Student(StudentConfig()).eval()(torch.zeros(1, 3, 160, 160))
     assert [tuple(m.shape) for m in maps] == [(1, 96, 40, 40), (1, 96, 20, 20), (1, 96, 10, 10)]
+
+
+def test_each_cell_knows_its_place() -> None:
+    found = places(torch.zeros(1, 7, 2, 4))
+    assert found.shape == (1, 22, 2, 4)
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([-0.75, -0.25, 0.25, 0.75]))  # x, left to right
+    torch.testing.assert_close(found[0, 1, :, 0], torch.tensor([-0.5, 0.5]))  # y, top to bottom
+    flat = found[0].flatten(1).T
+    assert (torch.cdist(flat, flat) + torch.eye(8) > 0.5).all()
 
 
 def test_bytes_become_the_range_minus_one_to_one() -> None:

@@ -43,9 +43,11 @@ def _train_detector(args: argparse.Namespace) -> int:
     from barnsight_export.train.detector import CHECKPOINT, RECIPES, Budget, Trainer, train_detector
     from barnsight_export.train.samples import Pictures, Simulated
 
+    recipe = RECIPES[args.recipe]
+
     def open_pictures(split: str) -> Pictures:
         try:
-            return Simulated(args.data / split)
+            return Simulated(args.data / split, recipe.most_animals if split == "train" else None)
         except FileNotFoundError as error:
             raise DataMissingError(f"{error} (barnsight-export simulate --pictures does)") from error
 
@@ -57,7 +59,7 @@ def _train_detector(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
         torch.distributed.init_process_group("gloo")
-    trainer = Trainer(PRESETS[args.recipe], RECIPES[args.recipe], args.out)
+    trainer = Trainer(PRESETS[args.recipe], recipe, args.out)
     if args.resume:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():

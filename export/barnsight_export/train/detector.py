@@ -44,7 +44,7 @@ class Recipe:
     """How a detector is trained; shares are of the budget."""
 
     batch: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.03
     clip: float = 1.0
@@ -52,7 +52,8 @@ class Recipe:
     constant_share: float = 0.4
     final_rate_share: float = 0.01
     ema: float = 0.998
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.58, 256), (0.84, 320))  # (from this share on, pixels)
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.42, 256), (0.70, 320))  # (from this share on, pixels)
+    most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     seed: int = 0
     validate_every_s: float = 420.0
     checkpoint_every_s: float = 180.0

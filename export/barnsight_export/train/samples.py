@@ -47,16 +47,18 @@ class Pictures(Protocol):
 
 
 class Simulated:
-    """Pictures of simulated barns (`datasets.simulated`) as training reads them."""
+    """Pictures of simulated barns (`datasets.simulated`) as training reads them, without the most crowded ones."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_animals: int | None = None) -> None:
         self._pictures = simulated.Pictures(folder)
+        animals = (self._pictures.visible_fraction > 0).sum(axis=1)
+        self._chosen = np.flatnonzero(animals <= (most_animals or simulated.MAX_ANIMALS))
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> Picture:
-        image, ids, species, visible_fraction = self._pictures[index]
+        image, ids, species, visible_fraction = self._pictures[int(self._chosen[index])]
         return Picture(image, ids, species if ids.any() else None, visible_fraction)
 
 
