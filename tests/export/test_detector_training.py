@@ -227,7 +227,7 @@ def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
 
 
 def test_size_and_rate_follow_the_share_of_the_budget() -> None:
-    recipe = Recipe()
+    recipe = Recipe(learning_rate=1e-3, sizes=((0.0, 192), (0.3, 256), (0.78, 320)))
     assert [recipe.size_px(p) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
     assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)

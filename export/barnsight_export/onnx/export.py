@@ -53,10 +53,17 @@ class Exported:
 
 
 def export_model_set(
-    model: Sam3, preset: Preset, folder: Path, *, trained_on: str, golden_image: npt.NDArray[np.float32] | None = None
+    model: Sam3,
+    preset: Preset,
+    folder: Path,
+    *,
+    trained_on: str,
+    score: float = 0.5,
+    golden_image: npt.NDArray[np.float32] | None = None,
 ) -> Exported:
     """Write `model` as a model set into `folder`.
 
+    `score` is the least score of a detection that a daemon trusts.
     `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. Raises
     ParityError where ONNX Runtime and PyTorch differ by more than `TOLERANCE` on fresh random inputs.
     """
@@ -84,7 +91,7 @@ def export_model_set(
     )
     golden_input = torch.from_numpy(golden_image) if golden_image is not None else image
     _write_arrays(folder / "golden.npz", _golden(model, golden_input))
-    manifest = _manifest(model, preset, folder, trained_on, _shapes(model, image))
+    manifest = _manifest(model, preset, folder, trained_on, score, _shapes(model, image))
     (folder / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Exported(folder, differences)
 
@@ -166,6 +173,7 @@ def _manifest(
     preset: Preset,
     folder: Path,
     trained_on: str,
+    score: float,
     shapes: dict[str, dict[str, tuple[int, ...]]],
 ) -> Manifest:
     def tensors(key: str) -> tuple[TensorSpec, ...]:
@@ -185,7 +193,7 @@ def _manifest(
         normalization=Normalization(mean=half, std=half),
         concepts=ConceptsEntry(file="concepts.npz", sha256=sha256("concepts.npz"), names=model.concept_names),
         behaviors=(),
-        thresholds=Thresholds(score=0.5, nms_iou=0.5),
+        thresholds=Thresholds(score=score, nms_iou=0.5),
         engines=tuple(
             EngineEntry(
                 role=role,

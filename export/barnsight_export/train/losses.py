@@ -247,4 +247,5 @@ def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
     truth = batch.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))[inside]
     _, giou = overlaps(boxes, truth)
     wrong = _L1 * (boxes - truth).abs().sum(1) + _GIOU * (1 - giou)
-    return focal + _DENSE_BOX * (weight * wrong).sum() / weight.sum().clamp(min=1)
+    located: Tensor = _DENSE_BOX * (weight * wrong).sum() / weight.sum().clamp(min=1)
+    return focal + located

@@ -45,37 +45,50 @@ class _Found:
     scores: NDArray[np.float64]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One picture: what was found, what is there, and which of that is ignored."""
+
+    found: _Found
+    truth: list[Any]
+    ignored: NDArray[np.bool_]
+
+
 def validate(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> Score:
     """Score `model` on the first `limit` pictures at `size_px`, each prompted with its own species."""
+    judged = _judge(model, pictures, size_px, limit)
+    animals, hits, extra = _totals(judged, _SURE_SCORE)
+    ap50, ap75 = _average_precision(judged, size_px)
+    return Score(ap50, ap75, hits / max(1, animals), extra / max(1, len(judged)))
+
+
+def best_threshold(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> float:
+    """The score from which on to trust a detection: where F1 is highest on the first `limit` pictures."""
+    judged = _judge(model, pictures, size_px, limit)
+
+    def f1(least_score: float) -> float:
+        animals, hits, extra = _totals(judged, least_score)
+        return 2 * hits / max(1, animals + hits + extra)
+
+    return max((round(0.05 * step, 2) for step in range(2, 17)), key=f1)
+
+
+@torch.no_grad()
+def _judge(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> list[_Judged]:
     was_training = model.training
     model.eval()
-    annotations: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    animals = hits = false_positives = 0
-    count = min(limit, len(pictures))
-    for number in range(count):
+    judged = []
+    for number in range(min(limit, len(pictures))):
         picture = pictures[number]
         image = cv2.resize(picture.image, (size_px, size_px), interpolation=cv2.INTER_AREA)
         ids = np.asarray(cv2.resize(picture.ids, (size_px, size_px), interpolation=cv2.INTER_NEAREST), np.uint8)
-        targets = find_targets(ids, picture.visible_fraction)
         present = [k for k in np.unique(ids) if k]
         truth = rle.encode(np.asfortranarray((ids[..., None] == present).astype(np.uint8))) if present else []
-        ignored = targets.kinds != TARGET
-
+        ignored = find_targets(ids, picture.visible_fraction).kinds != TARGET
         detection = model(normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0]))
-        found = _decode(detection, size_px)
-        for mask, skip in zip(truth, ignored, strict=True):
-            annotations.append(_annotation(len(annotations) + 1, number, mask, iscrowd=int(skip)))
-        for mask, score in zip(found.masks, found.scores, strict=True):
-            predictions.append({"image_id": number, "category_id": 1, "segmentation": mask, "score": float(score)})
-        hit, extra = _count(found, truth, ignored)
-        animals += int((~ignored).sum())
-        hits += hit
-        false_positives += extra
+        judged.append(_Judged(_decode(detection, size_px), truth, ignored))
     model.train(was_training)
-    ap50, ap75 = _average_precision(annotations, predictions, count, size_px)
-    return Score(ap50, ap75, hits / max(1, animals), false_positives / max(1, count))
+    return judged
 
 
 def _decode(detection: Detection, size_px: int) -> _Found:
@@ -94,12 +107,20 @@ def _decode(detection: Detection, size_px: int) -> _Found:
     return _Found([masks[i] for i in chosen], scores[kept[chosen]])
 
 
-def _count(found: _Found, truth: list[Any], ignored: NDArray[np.bool_]) -> tuple[int, int]:
+def _totals(judged: list[_Judged], least_score: float) -> tuple[int, int, int]:
+    """Animals, animals found and false positives over all pictures."""
+    counts = [_count(picture, least_score) for picture in judged]
+    animals = sum(int((~picture.ignored).sum()) for picture in judged)
+    return animals, sum(hits for hits, _ in counts), sum(extra for _, extra in counts)
+
+
+def _count(picture: _Judged, least_score: float) -> tuple[int, int]:
     """Animals found and false positives, greedily by score; what lies on an ignored animal counts as neither."""
-    sure = [mask for mask, score in zip(found.masks, found.scores, strict=True) if score >= _SURE_SCORE]
-    if not truth or not sure:
+    found, ignored = picture.found, picture.ignored
+    sure = [mask for mask, score in zip(found.masks, found.scores, strict=True) if score >= least_score]
+    if not picture.truth or not sure:
         return 0, len(sure)
-    iou = np.asarray(rle.iou(sure, truth, ignored.astype(int).tolist()))
+    iou = np.asarray(rle.iou(sure, picture.truth, ignored.astype(int).tolist()))
     hits = extra = 0
     free = ~ignored
     for row in iou:
@@ -124,16 +145,21 @@ def _annotation(identifier: int, image: int, mask: Any, *, iscrowd: int) -> dict
     }
 
 
-def _average_precision(
-    annotations: list[dict[str, Any]], predictions: list[dict[str, Any]], images: int, size_px: int
-) -> tuple[float, float]:
+def _average_precision(judged: list[_Judged], size_px: int) -> tuple[float, float]:
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+    for number, picture in enumerate(judged):
+        for mask, ignored in zip(picture.truth, picture.ignored, strict=True):
+            annotations.append(_annotation(len(annotations) + 1, number, mask, iscrowd=int(ignored)))
+        for mask, score in zip(picture.found.masks, picture.found.scores, strict=True):
+            predictions.append({"image_id": number, "category_id": 1, "segmentation": mask, "score": float(score)})
     if not annotations or not predictions:
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
         truth = COCO()
         truth.dataset = {
             "info": {},
-            "images": [{"id": number, "height": size_px, "width": size_px} for number in range(images)],
+            "images": [{"id": number, "height": size_px, "width": size_px} for number in range(len(judged))],
             "annotations": annotations,
             "categories": [{"id": 1, "name": "animal"}],
         }
