@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 _NORM_GROUPS = 8
 _PLACE_WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # periods across the picture
 
