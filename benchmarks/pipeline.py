@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -138,7 +138,7 @@ def run_live(clip: Path, models: Path, work: Path, seconds: float) -> dict[str, 
         (work / "cameras.d" / "pen.yaml").write_text(yaml.safe_dump(camera))
         log = running.enter_context((work / "barnsight.log").open("w+"))
         daemon = [BIN / "barnsight", "run", "--config", work / "barnsight.yaml"]
-        running.enter_context(child(daemon, stdout=log, stderr=log, env={**os.environ, "JOURNAL_STREAM": "0:0"}))
+        running.enter_context(child(daemon, stdout=log, stderr=log))
         url = wait_for_address(work / "barnsight.log")
         time.sleep(SETTLING_S)
         before = status_of(url)
@@ -156,8 +156,8 @@ def wait_for_address(log: Path, deadline_s: float = 60.0) -> str:
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         for line in log.read_text().splitlines():
-            if '"service up"' in line:
-                return str(json.loads(line[line.index("{") :])["web"])
+            if found := re.search(r"service up.*web=(http://[0-9.:]+)", line):
+                return found[1]
         time.sleep(0.2)
     raise SystemExit(f"the daemon did not come up; see {log}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,13 +21,16 @@ import numpy as np
 import pytest
 import yaml
 
+from barnsight_engines.manifest import read_manifest
 from barnsightd.store.reader import read_observations
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "engines" / "nano"
 BARNSIGHT = Path(sys.executable).parent / "barnsight"
 DEADLINE_S = 60.0
-FRAME_S = 0.5  # what a frame may take from the camera to the store, and gaps in which no pig is seen
+# Doubtful detections too become tracks: what is kept of them is the question here, not how good they are.
+EAGER = {"min_score": 0.1, "new_score": 0.1}
+FLUSH_S = 2.0  # the stated bound: storage.flush_seconds as shipped
 
 
 class Site:
@@ -48,9 +52,10 @@ class Site:
         """Start the service; gives its web address once it is up."""
         with (self.folder / "log").open("w") as log:
             command = [BARNSIGHT, "run", "--config", self.folder / "barnsight.yaml"]
-            environment = {**os.environ, "JOURNAL_STREAM": "0:0"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, text=True)
-        return str(self.wait_for_log("service up")["web"])
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+        address = re.search(r"web=(\S+)", self.wait_for_log("service up"))
+        assert address
+        return address[1]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -66,16 +71,17 @@ class Site:
                 self.process.kill()
                 raise
 
-    def log_events(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "log").read_text().splitlines()
-        return [json.loads(line[line.index("{") :]) for line in lines if "{" in line]
+    def wait_for_log(self, event: str) -> str:
+        """The first line of the log that tells of `event`."""
 
-    def wait_for_log(self, event: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
-            assert self.process is None or self.process.poll() is None, (self.folder / "log").read_text()
-            return next((entry for entry in self.log_events() if entry["event"] == event), None)
+        def look() -> str | None:
+            assert self.process is None or self.process.poll() is None, self.read_log()
+            return next((line for line in self.read_log().splitlines() if event in line), None)
 
-        return wait_for(look)
+        return str(wait_for(look))
+
+    def read_log(self) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", (self.folder / "log").read_text())
 
 
 def wait_for(look: Callable[[], Any]) -> Any:
@@ -150,7 +156,7 @@ def test_reload_applies_cameras_and_refuses_a_wrong_file(site: Site, pictures: P
         site.write_camera("pen-2", source=str(pictures), fsp=6)
         site.process.send_signal(signal.SIGHUP)
         refused = site.wait_for_log("reload refused, everything goes on as it was")
-        assert "fsp" in refused["reason"]
+        assert "fsp" in refused
         assert list(json.loads(get(f"{address}/status"))["cameras"]) == ["pen"]
 
         site.write_camera("pen-2", source=str(pictures))
@@ -161,7 +167,7 @@ def test_reload_applies_cameras_and_refuses_a_wrong_file(site: Site, pictures: P
         (site.folder / "cameras.d" / "pen.yaml").unlink()
         site.process.send_signal(signal.SIGHUP)
         wait_for(lambda: list(json.loads(get(f"{address}/status"))["cameras"]) == ["pen-2"])
-        assert 'camera="pen"' not in get(f"{address}/metrics")
+        wait_for(lambda: 'camera="pen"' not in get(f"{address}/metrics"))
 
 
 def test_a_port_that_is_taken_is_refused_with_a_clear_line(site: Site, pictures: Path) -> None:
@@ -188,34 +194,31 @@ def pen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_seen_is_on_disk_after_the_stop(site: Site, pen: Path) -> None:
-    site.write_camera("pen", source=str(pen))
+    site.write_camera("pen", source=str(pen), tracking=EAGER)
     with site.running() as address:
-        wait_for(lambda: (camera_status(address, "pen")["animals"] or 0) >= 2)
+        wait_for(lambda: (camera_status(address, "pen")["animals"] or 0) > 0)
         wait_for(lambda: json.loads(get(f"{address}/status"))["store"]["observations"] > 10)
     kept = read_observations(site.folder / "records", camera="pen")
     assert kept.num_rows > 10
-    assert set(kept["model_set"].to_pylist()) == {site.wait_for_log("service up")["model_set"]}
+    assert set(kept["model_set"].to_pylist()) == {read_manifest(MODELS)[1]}
 
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_loses_no_more_than_it_states(site: Site, pen: Path) -> None:
-    flush_s, random, kept_before = 2.0, np.random.default_rng(7), 0
-    site.write_camera("pen", source=str(pen))
+    random, kept_before = np.random.default_rng(7), 0
+    site.write_camera("pen", source=str(pen), tracking=EAGER)
     for _ in range(20):
         address = site.start()
         assert site.process is not None
         wait_for(lambda address=address: (camera_status(address, "pen")["animals"] or 0) > 0)
-        seen_for_s = random.uniform(0, 5)
-        time.sleep(seen_for_s)
-        last_seen_s = read_metric(get(f"{address}/metrics"), "barnsight_camera_last_frame_timestamp_seconds")
+        time.sleep(random.uniform(0, 2))
+        handed_over = read_metric(get(f"{address}/metrics"), "barnsight_observations_total")
+        time.sleep(FLUSH_S)
         site.process.kill()
         site.process.wait(DEADLINE_S)
-
-        kept = read_observations(site.folder / "records", camera="pen")
-        assert kept.num_rows >= kept_before, "what an earlier run had kept is gone"
-        kept_before = kept.num_rows
-        if seen_for_s > flush_s + FRAME_S:
-            assert max(kept["captured_ns"].to_pylist()) / 1e9 >= last_seen_s - flush_s - FRAME_S
+        kept = read_observations(site.folder / "records", camera="pen").num_rows
+        assert kept >= kept_before + handed_over
+        kept_before = kept
     checked = subprocess.run([BARNSIGHT, "db", "check", site.folder / "records"], check=False, timeout=DEADLINE_S)
     assert checked.returncode == 0
     with site.running():
