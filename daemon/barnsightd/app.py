@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,24 +316,25 @@ def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSetting
                 f"cameras.d/{camera.name}.yaml: species: model set {models.manifest.name!r} knows "
                 f"{', '.join(known)}, got {camera.species!r}; choose one of them or another model set"
             )
-    return {
-        camera.name: CameraSettings(
+    cut = models.manifest.thresholds.score
+    settings = {}
+    for camera in config.cameras:
+        tracking = tracking_settings(camera.tracking, camera.fps, cut)
+        settings[camera.name] = CameraSettings(
             species=camera.species,
-            tracking=tracking_settings(camera.tracking, camera.fps),
-            min_score=tracking_settings(camera.tracking, camera.fps).min_score,
+            tracking=tracking,
+            min_score=tracking.min_score,
             session_ns=round(camera.tracking.session_minutes * 60 * NS_PER_S),
             masks_every_s=config.site.storage.masks_every_s,
         )
-        for camera in config.cameras
-    }
+    return settings
 
 
-def tracking_settings(config: TrackingConfig, fps: float) -> TrackingSettings:
-    """The tracker's thresholds, its own defaults where the configuration gives none."""
-    usual = TrackingSettings()
-    return TrackingSettings(
-        fps=fps,
-        max_objects=config.max_objects,
+def tracking_settings(config: TrackingConfig, fps: float, cut: float) -> TrackingSettings:
+    """The tracker's thresholds: the configured ones, else its own, scaled to a detector that is cut at `cut`."""
+    usual = TrackingSettings(fps=fps, max_objects=config.max_objects).for_detector(cut)
+    return replace(
+        usual,
         min_score=usual.min_score if config.min_score is None else config.min_score,
         new_score=usual.new_score if config.new_score is None else config.new_score,
     )

@@ -125,3 +125,9 @@ def test_a_mask_moves_by_whole_cells(rows: int, columns: int, corner: tuple[int,
 def test_a_mask_that_leaves_the_frame_is_cut_and_then_gone() -> None:
     assert np.count_nonzero(shifted(MASK, 5, 0) > 0) == 8
     assert (shifted(MASK, 0, 20) == OUTSIDE_LOGIT).all()
+
+
+def test_thresholds_follow_the_detectors_own() -> None:
+    settings = TrackingSettings(min_score=0.3, strong_score=0.5, new_score=0.7, sure_score=0.85).for_detector(0.25)
+    scores = (settings.min_score, settings.strong_score, settings.new_score, settings.sure_score)
+    assert scores == (0.15, 0.25, 0.35, 0.425)

@@ -10,7 +10,7 @@ changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from barnsightd.tracking.motion import Motion
 from barnsightd.types import Track, TrackSource, TrackState
 
 NEVER_NS = -1
+USUAL_CUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,21 @@ class TrackingSettings:
     coast_frames: float = 1
     coast_share: float = 0.5
     keep_alive_s: float = 6.0
+
+    def for_detector(self, cut: float) -> TrackingSettings:
+        """The same settings for a detector whose own threshold is `cut`.
+
+        Scores are not probabilities: how high they are depends on the network. The defaults are meant for a detector
+        that is cut at 0.5, and scale with the threshold that its export chose on validation pictures.
+        """
+        scale = cut / USUAL_CUT
+        return replace(
+            self,
+            min_score=min(self.min_score * scale, 1.0),
+            strong_score=min(self.strong_score * scale, 1.0),
+            new_score=min(self.new_score * scale, 1.0),
+            sure_score=min(self.sure_score * scale, 1.0),
+        )
 
 
 @dataclass(slots=True, eq=False)
