@@ -12,14 +12,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("train", help="train a network", description=__doc__)
     networks = parser.add_subparsers(dest="network", required=True)
     detector = networks.add_parser("detector", help="the encoder and SAM 3's detector, together, from nothing")
-    detector.add_argument("--recipe", choices=["nano"], default="nano")
+    detector.add_argument("--recipe", choices=["nano", "nano-crowds"], default="nano")
     detector.add_argument("--data", type=Path, required=True, help="folder with the splits train/ and val/")
     detector.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and log.csv")
     budget = detector.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="train for so many minutes, resumed ones counted together")
     budget.add_argument("--images", type=int, help="train on so many views")
     detector.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
-    detector.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+    start = detector.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from another run's networks")
+    start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     plot = networks.add_parser("plot", help="draw the log of a run")
     plot.add_argument("log", type=Path, help="log.csv of a run")
     plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
@@ -59,10 +61,12 @@ def _train_detector(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
         torch.distributed.init_process_group("gloo")
-    trainer = Trainer(PRESETS[args.recipe], recipe, args.out)
+    trainer = Trainer(PRESETS["nano"], recipe, args.out)
     if args.resume:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():
         raise ExportUsageError(f"{args.out} holds a run already: add --resume, or choose another folder")
+    elif args.init is not None:
+        trainer.start_from(args.init)
     train_detector(trainer, budget, open_pictures)
     return 0

@@ -28,6 +28,7 @@ SHARD = 200
 POSES_PER_SCENE = 3  # the same pen is pictured again with the herd rearranged, at another hour, by another camera
 ASPECTS = ((1.36, 0.77), (1.18, 0.89), (1.0, 1.0), (0.89, 1.18))  # width, height over the square's side
 ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
+OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; the rest has any mount
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 
 Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, npt.NDArray[np.float32]]
@@ -53,6 +54,7 @@ def pictures(
             split=split,
             width=round(size * wide),
             height=round(size * tall),
+            view="overhead" if rng.random() < OVERHEAD_SHARE else None,
         )
         renderer = Renderer(scene)
         for frame in range(min(POSES_PER_SCENE, count - made)):

@@ -27,7 +27,7 @@ class StudentConfig:
     stem: int = 24
     stages: tuple[int, int, int] = (40, 72, 160)
     expansion: int = 3
-    attention_blocks: int = 2
+    attention_blocks: int = 3
     attention_heads: int = 5
     neck: int = 96
 

@@ -43,8 +43,8 @@ LOG = "log.csv"
 class Recipe:
     """How a detector is trained; shares are of the budget."""
 
-    batch: int = 8
-    learning_rate: float = 5e-4
+    batch: int = 12
+    learning_rate: float = 8e-4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.03
     clip: float = 1.0
@@ -52,7 +52,7 @@ class Recipe:
     constant_share: float = 0.4
     final_rate_share: float = 0.01
     ema: float = 0.998
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.42, 256), (0.70, 320))  # (from this share on, pixels)
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))  # (from this share on, pixels)
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     seed: int = 0
     validate_every_s: float = 420.0
@@ -70,7 +70,17 @@ class Recipe:
         return self.learning_rate * share * min(1.0, (step + 1) / self.warmup_steps)
 
 
-RECIPES = {"nano": Recipe()}
+RECIPES = {
+    "nano": Recipe(),
+    # To go on from a finished run (`--init`): crowds, and sooner at the size that is shipped.
+    "nano-crowds": Recipe(
+        learning_rate=6e-4,
+        warmup_steps=200,
+        constant_share=0.3,
+        sizes=((0.0, 256), (0.6, 320)),
+        most_animals=20,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,12 @@ class Trainer:
         draft = path.with_suffix(".tmp")
         torch.save(state, draft)
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the averaged networks of another run as a start; raises DataMissingError where there is none."""
+        weights = read_checkpoint(checkpoint)["average"]
+        self.model.load_state_dict(weights)
+        self.average.load_state_dict(weights)
 
     def resume(self) -> None:
         """Take up the run that stands in the folder."""

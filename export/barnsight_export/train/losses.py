@@ -2,8 +2,8 @@
 
 Matching and boxes: DETR (Carion et al. 2020), GIoU (Rezatofighi et al. 2019). Scores: IoU-aware BCE (Align-DETR, Cai et
 al. 2022). Aids that stand in training only: one-to-many matching on queries that skip self-attention (DAC-DETR, Hu et
-al. 2023), denoising queries (DN-DETR, Li et al. 2022; DINO, Zhang et al. 2023), and a dense head on the encoder's
-tokens (CenterNet, Zhou et al. 2019).
+al. 2023), denoising queries (DN-DETR, Li et al. 2022; DINO, Zhang et al. 2023), a dense head on the encoder's tokens
+(CenterNet, Zhou et al. 2019), and prototypes, the masks that an animal's mean pixel embedding draws.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BACKGROUND, UNJUDGED = -1, -2  # what a query is matched to, besides the number 
 
 _CLASS, _L1, _GIOU, _PRESENCE, _MASK, _DICE = 2.0, 5.0, 2.0, 1.0, 5.0, 5.0
 _DENOISING = 0.5
+_PROTOTYPE = 0.5
 _DENSE_BOX, _ON_ANIMAL = 2.0, 0.4  # weight of a token's box; share of the token that an animal must cover
 _PER_OBJECT, _FIT_FLOOR = 4, 0.4  # one-to-many: queries an object, and how well they must fit
 _DENOISED_OBJECTS = 16
@@ -178,7 +179,11 @@ def _box_losses(logits: Tensor, boxes: Tensor, matched: Tensor, batch: Batch) ->
 def _mask_losses(
     model: Sam3, decoded: Decoded, pixels: Pixels, matched: Tensor, noised: Tensor, batch: Batch
 ) -> dict[str, Tensor]:
-    """Instance masks of the last two layers and of the denoised boxes, and the semantic map, on every second pixel."""
+    """Instance masks of the last two layers, of the denoised boxes and of prototypes; the semantic map.
+
+    All on every second pixel. A prototype is the mean embedding of one animal's pixels: asking it to draw that animal
+    tells the embeddings to differ between animals that touch, however good the queries are by then.
+    """
     row, column = torch.randint(2, (2,)).tolist()
     truth = batch.masks[..., row::2, column::2].float() / 255  # (B, N, h, w)
     instance = pixels.instance[..., row::2, column::2].flatten(2)  # (B, C, hw)
@@ -198,15 +203,28 @@ def _mask_losses(
         found.append(model.detector.mask_decoder.mask_embedder(state[chosen]) @ instance[number])
         expected.append(truth[number, objects[chosen]].flatten(1))
     logits, masks = torch.cat(found), torch.cat(expected)  # (M, hw)
-    count = max(1, len(masks))
 
-    animal = (truth * (batch.kinds == TARGET)[..., None, None]).amax(1)
+    share = truth.flatten(2) / truth.sum((2, 3)).clamp(min=1).unsqueeze(-1)  # (B, N, hw)
+    prototypes = share @ instance.transpose(1, 2)  # (B, N, C)
+    target = batch.kinds == TARGET
+    drawn = (prototypes @ instance)[target]  # (T, hw)
+
+    animal = (truth * target[..., None, None]).amax(1)
     judged = (truth * (batch.kinds == IGNORED)[..., None, None]).amax(1) < 0.5
     semantic_loss = F.binary_cross_entropy_with_logits(semantic[judged], animal[judged])
     return {
+        **_outline_losses(logits, masks),
+        **{f"prototype_{k}": _PROTOTYPE * v for k, v in _outline_losses(drawn, truth.flatten(2)[target]).items()},
+        "semantic": semantic_loss + _dice(semantic.flatten(1), animal.flatten(1)).mean(),
+    }
+
+
+def _outline_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """BCE and Dice losses of masks, per mask: (M, hw), (M, hw)."""
+    count = max(1, len(masks))
+    return {
         "mask": _MASK * F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum() / count,
         "dice": _DICE * _dice(logits, masks).sum() / count,
-        "semantic": semantic_loss + _dice(semantic.flatten(1), animal.flatten(1)).mean(),
     }
 
 
