@@ -317,17 +317,15 @@ def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSetting
                 f"{', '.join(known)}, got {camera.species!r}; choose one of them or another model set"
             )
     cut = models.manifest.thresholds.score
-    settings = {}
-    for camera in config.cameras:
-        tracking = tracking_settings(camera.tracking, camera.fps, cut)
-        settings[camera.name] = CameraSettings(
+    return {
+        camera.name: CameraSettings(
             species=camera.species,
-            tracking=tracking,
-            min_score=tracking.min_score,
+            tracking=tracking_settings(camera.tracking, camera.fps, cut),
             session_ns=round(camera.tracking.session_minutes * 60 * NS_PER_S),
             masks_every_s=config.site.storage.masks_every_s,
         )
-    return settings
+        for camera in config.cameras
+    }
 
 
 def tracking_settings(config: TrackingConfig, fps: float, cut: float) -> TrackingSettings:

@@ -51,7 +51,6 @@ class CameraSettings:
 
     species: str
     tracking: TrackingSettings
-    min_score: float | None
     session_ns: int
     masks_every_s: float
 
@@ -116,7 +115,9 @@ class Pipeline:
         watch = Stopwatch(self._clock_ns)
         features = self._encoder.encode(frame.image)
         watch.lap("encoder")
-        detections = self._detector.detect(features, (height, width), settings.species, min_score=settings.min_score)
+        detections = self._detector.detect(
+            features, (height, width), settings.species, min_score=settings.tracking.min_score
+        )
         watch.lap("detector")
         tracks = opened.session.step(detections, frame.monotonic_ns, features)
         watch.lap("tracking")

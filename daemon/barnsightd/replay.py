@@ -78,11 +78,9 @@ def rate_of(first: Sequence[Frame]) -> float:
 
 def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
     """The service's pipeline for one recording: one session, a mask on every frame."""
-    tracking = TrackingSettings(fps=fps).for_detector(models.manifest.thresholds.score)
     settings = CameraSettings(
         species=species,
-        tracking=tracking,
-        min_score=tracking.min_score,
+        tracking=TrackingSettings(fps=fps).for_detector(models.manifest.thresholds.score),
         session_ns=sys.maxsize,
         masks_every_s=0.0,
     )

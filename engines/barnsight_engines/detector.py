@@ -22,6 +22,8 @@ from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import areas, intersections
 from barnsight_engines.preprocess import boxes_to_image
 
+BOX_MARGIN = 0.05  # of the box's sides
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:
@@ -79,7 +81,9 @@ class Detector:
         `min_score` takes the place of the model set's own threshold. Raises ModelSetMismatchError for an unknown
         concept, EngineError where the engine fails.
         """
-        outputs = self.backend.run({**features, "text": self.concept(concept)})
+        given = {**features, "text": self.concept(concept)}
+        # an encoder that serves a tracker too has maps that the detector does not read
+        outputs = self.backend.run({spec.name: given[spec.name] for spec in self.backend.spec.inputs})
         least = self._thresholds.score if min_score is None else min_score
         return decode(outputs, image_size, self._thresholds, least)
 
@@ -92,6 +96,8 @@ def decode(
 ) -> Detections:
     """The detector's raw outputs as detections: score, cut, order, drop empty masks and duplicates.
 
+    A mask ends at its own box, give or take `BOX_MARGIN`: what it covers beyond is another animal of the same coat.
+
     `outputs` are boxes (1, K, 4) xyxy in 0..1, logits (1, K), presence (1, 1) and masks (1, K, h, w) logits.
     Raises EngineError where a box or a score is not a number.
     """
@@ -101,16 +107,27 @@ def decode(
     scores = _sigmoid(outputs["logits"][0]) * _sigmoid(outputs["presence"][0])  # (K,)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= min_score]
-    masks = outputs["masks"][0, order] > 0  # (K, h, w) -> (N, h, w)
-    visible = masks.any(axis=(1, 2))
-    order, masks = order[visible], masks[visible]
-    order = order[distinct(masks, thresholds.nms_iou, thresholds.containment)]
+    boxes = outputs["boxes"][0, order]  # (K, 4) -> (N, 4)
+    logits = within_boxes(outputs["masks"][0, order], boxes)  # (K, h, w) -> (N, h, w)
+    masks = logits > 0
+    visible = np.flatnonzero(masks.any(axis=(1, 2)))
+    kept = visible[distinct(masks[visible], thresholds.nms_iou, thresholds.containment)]
     return Detections(
-        boxes_px=boxes_to_image(outputs["boxes"][0, order], image_size),
-        scores=scores[order],
-        mask_logits=outputs["masks"][0, order],
+        boxes_px=boxes_to_image(boxes[kept], image_size),
+        scores=scores[order[kept]],
+        mask_logits=logits[kept],
         image_size=image_size,
     )
+
+
+def within_boxes(mask_logits: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mask logits (N, h, w), made background outside each one's own box (N, 4), xyxy in 0..1, and a margin."""
+    height, width = mask_logits.shape[1:]
+    margin = BOX_MARGIN * (boxes[:, 2:] - boxes[:, :2])  # (N, 2)
+    (x0, y0), (x1, y1) = (boxes[:, :2] - margin).T[..., None], (boxes[:, 2:] + margin).T[..., None]  # (N, 1) each
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    inside = ((y >= y0) & (y <= y1))[:, :, None] & ((x >= x0) & (x <= x1))[:, None, :]  # (N, h, w)
+    return np.where(inside, mask_logits, -np.abs(mask_logits))
 
 
 def distinct(masks: NDArray[np.bool_], iou: float, containment: float) -> list[int]:

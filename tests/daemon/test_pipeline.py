@@ -17,7 +17,7 @@ from barnsightd.types import Frame
 
 S = 1_000_000_000
 HEIGHT_PX, WIDTH_PX = 90, 160
-SETTINGS = CameraSettings("pig", TrackingSettings(fps=5.0), min_score=0.3, session_ns=60 * S, masks_every_s=1.0)
+SETTINGS = CameraSettings("pig", TrackingSettings(fps=5.0), session_ns=60 * S, masks_every_s=1.0)
 
 
 class OnePig:

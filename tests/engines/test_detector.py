@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from barnsight_engines.detector import Detections, decode, distinct
+from barnsight_engines.detector import Detections, decode, distinct, within_boxes
 from barnsight_engines.errors import EngineError
 from barnsight_engines.manifest import Thresholds
+from barnsight_engines.masks import tight_boxes
 from barnsight_engines.scripted_backend import raw_outputs
 
 FRAME = (80, 160)  # height, width
@@ -24,7 +25,7 @@ def mask(x1: int, y1: int, x2: int, y2: int) -> NDArray[np.float32]:
 def found(*animals: tuple[float, NDArray[np.float32]]) -> Detections:
     scores = np.array([score for score, _ in animals], np.float32)
     masks = np.stack([logits for _, logits in animals])
-    boxes = np.array([[10 * i, 0, 10 * i + 5, 20] for i in range(len(animals))], np.float32)
+    boxes = tight_boxes(masks > 0) * np.array([4, 2, 4, 2], np.float32)  # the grid is 40 x 40
     return Detections(boxes, scores, masks, FRAME)
 
 
@@ -87,6 +88,15 @@ def test_a_duplicate_that_fell_out_takes_nothing_with_it() -> None:
     chain = np.stack([mask(0, 0, 20, 10), mask(6, 0, 26, 10), mask(12, 0, 32, 10)]) > 0
     # neighbors overlap by IoU .54; the first and the last by .25
     assert distinct(chain, iou=0.5, containment=0.85) == [0, 2]
+
+
+def test_a_mask_ends_at_its_own_box() -> None:
+    logits = np.full((1, 4, 4), 2.0, np.float32)
+    left_half = np.array([[0.0, 0.0, 0.5, 1.0]], np.float32)
+    found = within_boxes(logits, left_half)
+    np.testing.assert_array_equal(found[0, :, :2], 2.0)
+    np.testing.assert_array_equal(found[0, :, 2:], -2.0)
+    np.testing.assert_array_equal(logits, 2.0)  # what the engine gave stays as it was
 
 
 def test_no_detections_still_have_their_shapes() -> None:

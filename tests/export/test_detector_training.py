@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from barnsight_export.errors import DataError, DataMissingError
+from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import Detection, DetectorConfig
-from barnsight_export.networks.student import StudentConfig
 from barnsight_export.presets import Preset
 from barnsight_export.train.augment import augment
 from barnsight_export.train.detector import CHECKPOINT, LOG, Budget, Recipe, Trainer, load_trained, train_detector
@@ -25,6 +25,7 @@ from barnsight_export.train.losses import (
     match_one_to_one,
     noise_boxes,
     overlaps,
+    prototype_losses,
 )
 from barnsight_export.train.plot import plot_log
 from barnsight_export.train.samples import (
@@ -45,7 +46,7 @@ TINY = Preset(
     image_size=64,
     grid=4,
     concepts=("pig", "cow"),
-    student=StudentConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
+    student=CompactConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
         width=16,
         heads=2,
@@ -283,13 +284,48 @@ def test_a_run_leaves_a_log_and_a_checkpoint_that_loads(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.concepts.data, trainer.average.concepts.data)
 
 
+def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path: Path) -> None:
+    first = Trainer(TINY, RECIPE, tmp_path / "first")
+    train_detector(first, Budget("images", 8), lambda _: Ellipses(), workers=0, show_progress=False)
+    second = Trainer(TINY, RECIPE, tmp_path / "second")
+    second.start_from(tmp_path / "first" / CHECKPOINT)
+    for name, weight in first.average.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], weight)
+        torch.testing.assert_close(second.average.state_dict()[name], weight)
+    assert second.counters.images == 0
+    assert not second.optimizer.state
+
+
+def test_prototypes_ask_touching_animals_to_differ() -> None:
+    masks = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])  # (1, 2, 4): two halves of one row
+    target = torch.ones(1, 2, dtype=torch.bool)
+    alike = torch.full((1, 1, 4), 5.0)  # (1, 1, 4)
+    apart = torch.tensor([[[5.0, 5.0, -5.0, -5.0]]])
+    for name in ("prototype_mask", "prototype_dice"):
+        assert prototype_losses(apart, masks, target)[name] < 0.01
+        assert prototype_losses(alike, masks, target)[name] > 0.5
+    assert prototype_losses(alike, masks, ~target)["prototype_mask"] == 0
+
+
+def test_two_runs_in_a_row_become_one_picture(tmp_path: Path) -> None:
+    head = "minutes,images,size_px,ap50,ap75,recall,false_positives,loss\n"
+    logs = [tmp_path / "first.csv", tmp_path / "second.csv"]
+    logs[0].write_text(head + "5,3000,192,0.1,0,0.1,2,40\n")
+    logs[1].write_text(head + "5,2000,256,0.4,0.1,0.5,1,30\n")
+    picture = tmp_path / "run.svg"
+    plot_log(logs, picture)
+    text = picture.read_text()
+    assert "<!-- 3.0 -->" in text  # thousands of views, on the axis
+    assert "<!-- 5.0 -->" in text
+
+
 def test_a_log_becomes_a_picture(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text(
         "minutes,images,size_px,ap50,ap75,recall,false_positives,loss\n5,3000,192,0.1,0,0.1,2,40\n9,5000,256,0.4,0.1,0.5,1,30\n"
     )
     picture = tmp_path / "images" / "run.png"
-    plot_log(log, picture)
+    plot_log([log], picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -300,7 +336,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
     log = tmp_path / "log.csv"
     log.write_text(text)
     with pytest.raises(DataError, match=r"log\.csv"):
-        plot_log(log, tmp_path / "run.svg")
+        plot_log([log], tmp_path / "run.svg")
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     budget.add_argument("--images", type=int, help="train on so many views")
     detector.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
     start = detector.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from another run's networks")
+    start.add_argument(
+        "--init", type=Path, metavar="CHECKPOINT|DIR", help="start from another run's networks, or a model set's"
+    )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
-    plot = networks.add_parser("plot", help="draw the log of a run")
-    plot.add_argument("log", type=Path, help="log.csv of a run")
+    plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
+    plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
     plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.network == "plot":
         from barnsight_export.train.plot import plot_log
 
-        plot_log(args.log, args.out)
+        plot_log(args.logs, args.out)
         return 0
     return _train_detector(args)
 

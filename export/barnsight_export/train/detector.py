@@ -28,8 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from barnsight_export.errors import DataMissingError, ExportError, ExportUsageError
-from barnsight_export.networks.sam3 import Sam3
-from barnsight_export.networks.student import normalize
+from barnsight_export.networks.sam3 import Sam3, normalize
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import Aids, detection_loss
 from barnsight_export.train.samples import Batch, Pictures, Stream, Views, collate
@@ -77,7 +76,7 @@ RECIPES = {
         learning_rate=6e-4,
         warmup_steps=200,
         constant_share=0.3,
-        sizes=((0.0, 256), (0.6, 320)),
+        sizes=((0.0, 256), (0.55, 288)),
         most_animals=20,
     ),
 }
@@ -196,9 +195,17 @@ class Trainer:
         torch.save(state, draft)
         os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Take the averaged networks of another run as a start; raises DataMissingError where there is none."""
-        weights = read_checkpoint(checkpoint)["average"]
+    def start_from(self, source: Path) -> None:
+        """Take other networks as a start: the averaged ones of a run's checkpoint, or those of a model set's folder.
+
+        Raises DataMissingError where there are none, DataError where they are of another shape.
+        """
+        if source.is_dir():
+            from barnsight_export.onnx.weights import read_weights
+
+            weights = read_weights(source, self.preset)
+        else:
+            weights = read_checkpoint(source)["average"]
         self.model.load_state_dict(weights)
         self.average.load_state_dict(weights)
 

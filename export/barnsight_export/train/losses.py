@@ -111,7 +111,7 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     """Forward pass and total loss of a batch, with the parts for the log."""
     detector = model.detector
     text = model.concepts[batch.concepts]
-    d4, d2, d1 = model.encoder(images)
+    d4, d2, d1 = model.encoder(images)[:3]
     tokens, position = detector.encode(d1, text)
     denoising = noise_boxes(batch)
     decoder = detector.detr_decoder
@@ -179,11 +179,7 @@ def _box_losses(logits: Tensor, boxes: Tensor, matched: Tensor, batch: Batch) ->
 def _mask_losses(
     model: Sam3, decoded: Decoded, pixels: Pixels, matched: Tensor, noised: Tensor, batch: Batch
 ) -> dict[str, Tensor]:
-    """Instance masks of the last two layers, of the denoised boxes and of prototypes; the semantic map.
-
-    All on every second pixel. A prototype is the mean embedding of one animal's pixels: asking it to draw that animal
-    tells the embeddings to differ between animals that touch, however good the queries are by then.
-    """
+    """Masks of the last two layers, denoised boxes and prototypes, and the semantic map, on every second pixel."""
     row, column = torch.randint(2, (2,)).tolist()
     truth = batch.masks[..., row::2, column::2].float() / 255  # (B, N, h, w)
     instance = pixels.instance[..., row::2, column::2].flatten(2)  # (B, C, hw)
@@ -204,19 +200,27 @@ def _mask_losses(
         expected.append(truth[number, objects[chosen]].flatten(1))
     logits, masks = torch.cat(found), torch.cat(expected)  # (M, hw)
 
-    share = truth.flatten(2) / truth.sum((2, 3)).clamp(min=1).unsqueeze(-1)  # (B, N, hw)
-    prototypes = share @ instance.transpose(1, 2)  # (B, N, C)
     target = batch.kinds == TARGET
-    drawn = (prototypes @ instance)[target]  # (T, hw)
-
     animal = (truth * target[..., None, None]).amax(1)
     judged = (truth * (batch.kinds == IGNORED)[..., None, None]).amax(1) < 0.5
     semantic_loss = F.binary_cross_entropy_with_logits(semantic[judged], animal[judged])
     return {
         **_outline_losses(logits, masks),
-        **{f"prototype_{k}": _PROTOTYPE * v for k, v in _outline_losses(drawn, truth.flatten(2)[target]).items()},
+        **prototype_losses(instance, truth.flatten(2), target),
         "semantic": semantic_loss + _dice(semantic.flatten(1), animal.flatten(1)).mean(),
     }
+
+
+def prototype_losses(instance: Tensor, truth: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Mask losses of prototypes: (B, C, hw) embeddings, (B, N, hw) masks in 0..1, (B, N) which of them count.
+
+    A prototype is the mean embedding of one animal's pixels. Asking it to draw that animal tells the embeddings to
+    differ between animals that touch, however good the queries are by then.
+    """
+    share = truth / truth.sum(2, keepdim=True).clamp(min=1)  # (B, N, hw)
+    prototypes = share @ instance.transpose(1, 2)  # (B, N, C)
+    losses = _outline_losses((prototypes @ instance)[target], truth[target])
+    return {f"prototype_{name}": _PROTOTYPE * loss for name, loss in losses.items()}
 
 
 def _outline_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from barnsight_export.errors import DataError, DataMissingError
 
 
-def plot_log(log: Path, picture: Path) -> None:
-    """Draw `log.csv` of a run; the suffix of `picture` (.png, .svg) chooses the format."""
+def plot_log(logs: Sequence[Path], picture: Path) -> None:
+    """Draw `log.csv` of a run, or of several that went on from one another; the suffix of `picture` (.png, .svg) is
+    the format."""
     from matplotlib.figure import Figure
 
-    rows = _read(log)
+    rows = _joined([_read(log) for log in logs])
     images = [row["images"] / 1000 for row in rows]
     figure = Figure(figsize=(8, 4), layout="constrained")
     quality, loss = figure.subplots(1, 2)
@@ -33,6 +35,15 @@ def plot_log(log: Path, picture: Path) -> None:
     loss.set(xlabel="views, thousands", title="training loss")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
+
+
+def _joined(runs: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """Runs in a row: each one's views count from the end of the one before."""
+    rows: list[dict[str, float]] = []
+    for run in runs:
+        before = rows[-1]["images"] if rows else 0.0
+        rows += [{**row, "images": before + row["images"]} for row in run]
+    return rows
 
 
 def _read(log: Path) -> list[dict[str, float]]:

@@ -20,8 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 
-from barnsight_export.networks.sam3 import Detection, Sam3
-from barnsight_export.networks.student import normalize
+from barnsight_export.networks.sam3 import Detection, Sam3, normalize
 from barnsight_export.train.samples import TARGET, Pictures, find_targets
 
 _KEPT_SCORE = 0.02
