@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from barnsight_export.networks.sam3 import DetectorConfig, Sam3
-from barnsight_export.networks.student import StudentConfig
+from barnsight_export.networks.compact import CompactConfig
+from barnsight_export.networks.sam3 import PROMPT_TOKENS, DetectorConfig, EncoderConfig, Sam3
+from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model set's shape: square images of `image_size` pixels, a coarse grid of `grid` cells a side."""
+    """A model set's shape: square images of `image_size` pixels, a coarse grid of `grid` cells a side.
+
+    Every concept's prompt has `prompt_tokens` tokens. SAM 3's text encoder makes three of a common word: start, word
+    and end.
+    """
 
     name: str
     image_size: int
     grid: int
     concepts: tuple[str, ...]
-    student: StudentConfig
+    student: EncoderConfig
     detector: DetectorConfig
+    prompt_tokens: int = PROMPT_TOKENS
 
     @property
     def mask_size(self) -> int:
@@ -26,15 +32,15 @@ class Preset:
 
     def build(self) -> Sam3:
         """The preset's networks, with fresh weights."""
-        return Sam3(self.student, self.detector, self.concepts)
+        return Sam3(self.student, self.detector, self.concepts, self.prompt_tokens)
 
 
 NANO = Preset(
     name="nano",
-    image_size=320,
-    grid=20,
+    image_size=288,
+    grid=18,
     concepts=("pig", "cow"),
-    student=StudentConfig(),
+    student=CompactConfig(),
     detector=DetectorConfig(
         width=96,
         heads=4,
@@ -48,4 +54,26 @@ NANO = Preset(
     ),
 )
 
-PRESETS = {preset.name: preset for preset in (NANO,)}
+# The paper's own scale: the student in the place of SAM 3's trunk, everything else stock.
+ORIN = Preset(
+    name="orin",
+    image_size=1024,
+    grid=72,
+    concepts=("pig", "cow", "sheep"),
+    student=TrunkStudentConfig(),
+    detector=DetectorConfig(),
+    prompt_tokens=3,
+)
+
+# Its fast variant: the student in the place of the necks too, on half the grid.
+ORIN_B = Preset(
+    name="orin-b",
+    image_size=512,
+    grid=36,
+    concepts=("pig", "cow", "sheep"),
+    student=NeckStudentConfig(),
+    detector=DetectorConfig(),
+    prompt_tokens=3,
+)
+
+PRESETS = {preset.name: preset for preset in (NANO, ORIN, ORIN_B)}

@@ -1,4 +1,4 @@
-"""The student encoder: a convolutional trunk with a little attention, and the neck that feeds SAM 3's detector.
+"""The compact student of the nano set: a convolutional trunk with a little attention, and the neck of SAM 3's detector.
 
 The student stands at the neck's outputs of SAM 3 (Carion et al. 2025, arXiv:2511.16719): three maps at strides 4, 8
 and 16, each with the detector's width. Trunk blocks follow MobileNetV2 and EfficientNetV2 (Sandler et al. 2018; Tan
@@ -21,7 +21,7 @@ _PLACE_WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # periods across the picture
 
 
 @dataclass(frozen=True, slots=True)
-class StudentConfig:
+class CompactConfig:
     """Widths and depths of a student; the three stages end at strides 4, 8 and 16."""
 
     stem: int = 24
@@ -85,14 +85,14 @@ class AttentionBlock(nn.Module):
         return mixed
 
 
-class Student(nn.Module):
+class CompactStudent(nn.Module):
     """Image to the three maps that SAM 3's detector reads.
 
     Input `image` (B, 3, 16G, 16G), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4G, 4G),
     `d2` (B, C, 2G, 2G) and `d1` (B, C, G, G).
     """
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         fine, middle, coarse = config.stages
         e = config.expansion
@@ -139,13 +139,3 @@ def places(like: Tensor) -> Tensor:
         for axis in (x, y):
             rows += [torch.sin(math.pi * waves * axis), torch.cos(math.pi * waves * axis)]
     return torch.stack(rows)[None]
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters of a module."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def normalize(image: Tensor) -> Tensor:
-    """Bytes (B, H, W, 3) RGB to the network's input (B, 3, H, W), mean and standard deviation 0.5."""
-    return image.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0

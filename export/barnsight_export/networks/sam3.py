@@ -1,4 +1,4 @@
-"""SAM 3's concept detector over a student encoder (Carion et al. 2025, arXiv:2511.16719).
+"""SAM 3's necks and concept detector over a student (Carion et al. 2025, arXiv:2511.16719).
 
 Layers, heads, mask decoder and scoring are the stock modules of `transformers`, under the attribute names of its
 `Sam3Model`, so that public checkpoints load by key. Only the loops over them are written anew: training decodes extra
@@ -7,7 +7,7 @@ queries that skip self-attention, and the exported graph keeps the best queries 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from transformers.models.sam3.configuration_sam3 import (
     Sam3DETRDecoderConfig,
     Sam3DETREncoderConfig,
     Sam3MaskDecoderConfig,
+    Sam3VisionConfig,
+    Sam3ViTConfig,
 )
 from transformers.models.sam3.modeling_sam3 import (
     Sam3DetrDecoder,
@@ -26,12 +28,22 @@ from transformers.models.sam3.modeling_sam3 import (
     Sam3DotProductScoring,
     Sam3MaskDecoder,
     Sam3SinePositionEmbedding,
+    Sam3VisionNeck,
     inverse_sigmoid,
 )
 
-from barnsight_export.networks.student import Student, StudentConfig
+from barnsight_export.networks.compact import CompactConfig, CompactStudent
+from barnsight_export.networks.student import (
+    EncoderMaps,
+    NeckStudent,
+    NeckStudentConfig,
+    TrunkStudent,
+    TrunkStudentConfig,
+)
 
 PROMPT_TOKENS = 4
+
+EncoderConfig = CompactConfig | TrunkStudentConfig | NeckStudentConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,25 +182,76 @@ class Detector(nn.Module):
         return Pixels(head.instance_projection(pixels), head.semantic_projection(pixels).squeeze(1))
 
 
-class Sam3(nn.Module):
-    """A student encoder, SAM 3's detector, and one learned prompt per concept in place of the text encoder."""
+class NeckedTrunk(nn.Module):
+    """A student in the place of SAM 3's trunk, under the stock necks of detector and tracker.
 
-    def __init__(self, student: StudentConfig, detector: DetectorConfig, concepts: Sequence[str]) -> None:
+    Input `image` (B, 3, S, S), normalized with mean and standard deviation 0.5; outputs `EncoderMaps`. `conv_s0` and
+    `conv_s1` are those of the tracker's mask decoder, which so receives its fine maps narrowed already.
+    """
+
+    def __init__(self, config: TrunkStudentConfig) -> None:
+        super().__init__()
+        stock = Sam3VisionConfig(backbone_config=Sam3ViTConfig(hidden_size=config.width), fpn_hidden_size=config.neck)
+        self.trunk = TrunkStudent(config)
+        self.neck = Sam3VisionNeck(stock)
+        self.tracker_neck = Sam3VisionNeck(stock)
+        self.conv_s0 = nn.Conv2d(config.neck, config.neck // 8, 1)
+        self.conv_s1 = nn.Conv2d(config.neck, config.neck // 4, 1)
+        for neck in (self.neck, self.tracker_neck):
+            neck.fpn_layers[3].requires_grad_(False)  # the map at G/2, which nothing reads
+
+    def forward(self, image: Tensor) -> EncoderMaps:
+        trunk = self.trunk(image)
+        d4, d2, d1 = (layer(trunk) for layer in self.neck.fpn_layers[:3])
+        t4, t2, t1 = (layer(trunk) for layer in self.tracker_neck.fpn_layers[:3])
+        return EncoderMaps(d4, d2, d1, self.conv_s0(t4), self.conv_s1(t2), t1)
+
+
+def build_encoder(config: EncoderConfig) -> CompactStudent | NeckedTrunk | NeckStudent:
+    """The encoder that `config` describes, up to the maps that the heads read, with fresh weights."""
+    if isinstance(config, CompactConfig):
+        return CompactStudent(config)
+    return NeckedTrunk(config) if isinstance(config, TrunkStudentConfig) else NeckStudent(config)
+
+
+class Sam3(nn.Module):
+    """A student encoder, SAM 3's detector, and one prompt per concept, learned or computed, for the text encoder."""
+
+    def __init__(
+        self,
+        student: EncoderConfig,
+        detector: DetectorConfig,
+        concepts: Sequence[str],
+        prompt_tokens: int = PROMPT_TOKENS,
+    ) -> None:
         super().__init__()
         if student.neck != detector.width:
             raise ValueError(f"the neck is {student.neck} wide, the detector {detector.width}: make them equal")
         self.concept_names = tuple(concepts)
-        self.encoder = Student(student)
+        self.encoder = build_encoder(student)
         self.detector = Detector(detector)
-        self.concepts = nn.Parameter(torch.randn(len(concepts), PROMPT_TOKENS, detector.width))
+        self.concepts = nn.Parameter(torch.randn(len(concepts), prompt_tokens, detector.width))
         initialize(self.detector)
         spread_queries(self.detector)
         aim_heads(self.detector)
 
     def forward(self, image: Tensor, concept: Tensor) -> Detection:
         """Detect concept number `concept` (B,) in `image` (B, 3, H, H), normalized."""
-        detection: Detection = self.detector(*self.encoder(image), self.concepts[concept])
+        d4, d2, d1 = self.encoder(image)[:3]
+        detection: Detection = self.detector(d4, d2, d1, self.concepts[concept])
         return detection
+
+    @torch.no_grad()
+    def adopt_prompts(self, prompts: Mapping[str, Tensor]) -> None:
+        """Take each concept's text embedding (T, C) as its prompt; ValueError where one is missing or misshapen."""
+        for prompt, name in zip(self.concepts, self.concept_names, strict=True):
+            found = tuple(prompts[name].shape) if name in prompts else None
+            if found != tuple(prompt.shape):
+                raise ValueError(
+                    f"the prompt of '{name}' must be {tuple(prompt.shape)} (tokens, width), got {found}: "
+                    "embed it, or choose a concept of as many tokens"
+                )
+            prompt.copy_(prompts[name])
 
 
 @torch.no_grad()
@@ -252,6 +315,11 @@ def _decoder_layer(
     hidden = layer.vision_cross_attn_layer_norm(hidden + layer.vision_cross_attn_dropout(attended))
     updated: Tensor = layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
     return updated
+
+
+def normalize(image: Tensor) -> Tensor:
+    """Bytes (B, H, W, 3) RGB to the network's input (B, 3, H, W), mean and standard deviation 0.5."""
+    return image.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
