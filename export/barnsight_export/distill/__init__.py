@@ -1,0 +1,1 @@
+"""Distillation: a small student learns to give the feature maps that a large teacher gives."""

@@ -1,0 +1,107 @@
+"""Students and teachers of a preset: which module, which input, which maps, and where the weights come from.
+
+| preset           | student        | teacher                             | maps compared            |
+| ---------------- | -------------- | ----------------------------------- | ------------------------ |
+| `orin`           | `TrunkStudent` | facebook/sam3, its trunk at 1008 px | trunk                    |
+| `orin-b`         | `NeckStudent`  | facebook/sam3, its necks at 504 px  | d4, d2, d1, t4, t2, t1   |
+| any compact one  | its encoder    | a trained detector of that preset   | d4, d2, d1               |
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from barnsight_export.checkpoints import load, load_tiny_vit, read
+from barnsight_export.distill.pseudo import Sam3Labeler
+from barnsight_export.distill.sam3 import PATCH_PX, Sam3Trunk, load_detector, load_necks, load_vision
+from barnsight_export.distill.teacher import FrozenTeacher, Input, Network, Tap
+from barnsight_export.errors import DataError, ExportUsageError
+from barnsight_export.networks.compact import CompactConfig, CompactStudent
+from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.student import EncoderMaps, NeckStudent, TrunkStudent, TrunkStudentConfig
+from barnsight_export.presets import Preset
+from barnsight_export.train.detector import load_trained
+
+Taps = Mapping[str, Tap]
+
+
+def compared_maps(preset: Preset) -> tuple[str, ...]:
+    """Names of the maps in which a preset's student follows its teacher."""
+    if isinstance(preset.student, TrunkStudentConfig):
+        return ("trunk",)
+    return EncoderMaps._fields[:3] if isinstance(preset.student, CompactConfig) else EncoderMaps._fields
+
+
+def build_student(
+    preset: Preset, trunk: Path | None = None, init: Path | None = None, taps: Taps | None = None
+) -> Network:
+    """The preset's student: fresh, on a public TinyViT (`trunk`), or as an earlier run left it (`init`).
+
+    Raises ExportUsageError where the preset has no TinyViT, and as `checkpoints` does for files that do not fit.
+    """
+    config = preset.student
+    student: CompactStudent | TrunkStudent | NeckStudent
+    if isinstance(config, CompactConfig):
+        student = CompactStudent(config)
+    else:
+        student = TrunkStudent(config) if isinstance(config, TrunkStudentConfig) else NeckStudent(config)
+    if trunk is not None:
+        if isinstance(student, CompactStudent):
+            raise ExportUsageError(f"--trunk: the student of '{preset.name}' has no TinyViT; leave it out")
+        load_tiny_vit(trunk, student)
+    if init is not None:
+        load(init, student, read(init))
+    return Network(student, Input(preset.image_size), compared_maps(preset), taps)
+
+
+def build_teacher(
+    preset: Preset, checkpoint: Path, taps: Taps | None = None, device: torch.device | str = "cpu"
+) -> FrozenTeacher:
+    """The teacher of the preset's student, from facebook/sam3 or from a detector's `checkpoint.pt`.
+
+    Raises DataMissingError where there is no file, DataError for one that does not fit.
+    """
+    module: nn.Module
+    if isinstance(preset.student, CompactConfig):
+        module, size_px = trained_detector(preset, checkpoint).encoder, preset.image_size
+    else:
+        size_px = PATCH_PX * preset.grid
+        if isinstance(preset.student, TrunkStudentConfig):
+            module = Sam3Trunk(load_vision(checkpoint, preset.grid))
+        else:
+            module = load_necks(checkpoint, preset.grid)
+    half = torch.bfloat16 if torch.device(device).type == "cuda" else None
+    return FrozenTeacher(Network(module.to(device), Input(size_px), compared_maps(preset), taps), half)
+
+
+def build_labeler(preset: Preset, checkpoint: Path, concept: str) -> Sam3Labeler:
+    """The teacher that finds animals of `concept`; for SAM 3, `checkpoint` is the public repository's folder.
+
+    Raises ExportUsageError for a concept that the preset does not have, and as `build_teacher` does.
+    """
+    if concept not in preset.concepts:
+        raise ExportUsageError(
+            f"'{preset.name}' knows no concept '{concept}'; choose one of {', '.join(preset.concepts)}"
+        )
+    number = preset.concepts.index(concept)
+    if isinstance(preset.student, CompactConfig):
+        return Sam3Labeler(trained_detector(preset, checkpoint), number, preset.image_size)
+    detector = load_detector(checkpoint, preset.grid, preset.detector, preset.concepts)
+    return Sam3Labeler(detector, number, PATCH_PX * preset.grid)
+
+
+def trained_detector(preset: Preset, checkpoint: Path) -> Sam3:
+    """The averaged network of a detector's training run.
+
+    Raises DataMissingError where there is no checkpoint, DataError for a damaged one or one of another preset.
+    """
+    try:
+        return load_trained(checkpoint, preset)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{checkpoint}: is no checkpoint of a detector '{preset.name}': {reason}") from None
