@@ -5,6 +5,7 @@
     barnsight config check | show | schema
     barnsight camera probe pen-3                     or an address: rtsp://10.0.0.13/stream1
     barnsight db check | repair
+    barnsight engine list | build | verify | activate | rollback
     barnsight doctor                                 what this machine lacks
 
 Every error is one line on standard error. Exit codes are those of sysexits(3); 130 after Ctrl-C.
@@ -20,11 +21,15 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from barnsight_engines.errors import EngineError
+from barnsight_engines.manifest import BUILT, RUNTIMES
 from barnsightd.config import CameraConfig, Credentials, SiteConfig, SourceAddress, check_references, load_config, mask
 from barnsightd.errors import BarnsightError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from barnsightd.models import ModelFolder
 
 DEFAULT_CONFIG = Path("/etc/barnsight/barnsight.yaml")
 
@@ -112,6 +117,29 @@ def _parser() -> _Parser:
         command.add_argument("path", type=Path, nargs="?", metavar="DIR", help="store (default: as configured)")
         command.add_argument("--json", action="store_true", help="print one JSON object")
 
+    engine = add_group("engine", "build, certify and choose the networks")
+    for name, run, text in (
+        ("list", _engine_list, "show every model set, the active one and the certificates of its engines"),
+        ("build", _engine_build, "build a set's TensorRT engines on this machine and certify them"),
+        ("verify", _engine_verify, "load a set as the service does and tell how near it comes to its golden answers"),
+        ("activate", _engine_activate, "verify a set, then make it the active one"),
+        ("rollback", _engine_rollback, "make the set active that was active before"),
+    ):
+        command = add(name, run, text, to=engine)
+        command.add_argument("--models", type=Path, metavar="DIR", help="folder of sets (default: as configured)")
+        if name in ("build", "activate"):
+            command.add_argument("set", metavar="SET", help="name of a set, or a folder elsewhere that holds one")
+        if name == "verify":
+            command.add_argument("set", metavar="SET", nargs="?", default="active", help="name (default: active)")
+        if name in ("verify", "activate"):
+            command.add_argument("--runtime", choices=RUNTIMES, help="inference runtime (default: as configured)")
+        if name == "build":
+            command.add_argument("--runtime", choices=BUILT, default=BUILT[0], help="default: %(default)s")
+            command.add_argument("--batches", type=_batches, metavar="MIN,USUAL,MAX", help="default: 1,8,20")
+            command.add_argument("--workspace-mb", type=_positive(int), help="most that a layer may use (default: all)")
+        if name != "rollback":
+            command.add_argument("--json", action="store_true", help="print one JSON object")
+
     doctor = add("doctor", _doctor, "check what this machine has and what it lacks")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -125,6 +153,15 @@ def _positive(kind: type[float]) -> Any:
         return value
 
     return number
+
+
+def _batches(text: str) -> tuple[int, int, int]:
+    from barnsight_engines.tensorrt_builder import parse_batches
+
+    try:
+        return parse_batches(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -211,6 +248,57 @@ def _db_repair(args: argparse.Namespace) -> int:
     from barnsightd.store.repair import repair
 
     return _show(repair(_store_path(args)), args.json)
+
+
+def _engine_list(args: argparse.Namespace) -> int:
+    return _show(_model_folder(args).sets(), args.json)
+
+
+def _engine_build(args: argparse.Namespace) -> int:
+    from barnsight_engines.tensorrt_builder import BATCHES, BuildSettings, Built
+
+    def report(built: Built) -> None:
+        size_mb = built.size_bytes / 1e6
+        print(f"{built.file.name}: {built.layers} layers, {size_mb:.0f} MB, {built.seconds:.0f} s", file=sys.stderr)
+
+    folder = _model_folder(args)
+    settings = BuildSettings(
+        batches=args.batches or BATCHES,
+        workspace_bytes=args.workspace_mb and args.workspace_mb * 1_000_000,
+        timing_cache=folder.path / f"{args.runtime}-timing.cache",
+    )
+    return _show(folder.build(args.set, settings, args.runtime, report), args.json)
+
+
+def _engine_verify(args: argparse.Namespace) -> int:
+    return _show(_model_folder(args).verify(args.set, _runtime(args)), args.json)
+
+
+def _engine_activate(args: argparse.Namespace) -> int:
+    folder = _model_folder(args)
+    report = folder.activate(args.set, _runtime(args))
+    print(
+        f"active: {report.model_set}; point models.path at {folder.active}, then restart the service", file=sys.stderr
+    )
+    return _show(report, args.json)
+
+
+def _engine_rollback(args: argparse.Namespace) -> int:
+    print(f"active: {_model_folder(args).rollback()}; restart the service")
+    return os.EX_OK
+
+
+def _model_folder(args: argparse.Namespace) -> ModelFolder:
+    from barnsightd.models import ModelFolder
+
+    return ModelFolder(args.models or load_config(args.config).site.models.path.parent)
+
+
+def _runtime(args: argparse.Namespace) -> str:
+    """As asked for; else as configured, where a configuration is needed to find the sets anyway."""
+    if args.runtime or args.models:
+        return args.runtime or "auto"
+    return load_config(args.config).site.models.runtime
 
 
 def _doctor(args: argparse.Namespace) -> int:

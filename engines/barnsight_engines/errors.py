@@ -3,6 +3,7 @@
 EngineError                 70  an engine failed while running
 ├── ModelSetMissingError    66  the folder or a file of it is not there
 ├── ModelSetDataError       65  a file is damaged: wrong hash, truncated, not a model
+├── ModelSetWriteError      73  a file of it cannot be written
 ├── ModelSetMismatchError   78  names, shapes, dtypes or schema are not what this version needs
 └── RuntimeMissingError     69  the runtime that was asked for is not installed
 """
@@ -28,6 +29,12 @@ class ModelSetDataError(EngineError):
     """A file of the model set is damaged."""
 
     exit_code = os.EX_DATAERR
+
+
+class ModelSetWriteError(EngineError):
+    """A file of the model set cannot be written: disk full, or no permission."""
+
+    exit_code = os.EX_CANTCREAT
 
 
 class ModelSetMismatchError(EngineError):

@@ -3,34 +3,60 @@
 In this order, and nothing runs before the last step: the manifest is there and of this schema; every file is there
 and hashes right; tensors and concepts fit together; each engine opens and has exactly those tensors; the runtime
 reproduces the golden answers.
+
+ONNX Runtime runs the set's own files. TensorRT runs engines that were built from them on this machine, in the folder
+`<set>/tensorrt` beside their certificate: it must be this set's, name these files and say "pass". Where the runtime,
+the GPU or its driver is no longer the one on the certificate, the engines are certified again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from barnsight_engines.backend import Backend
-from barnsight_engines.certificate import Parity, certify
+from barnsight_engines.certificate import (
+    CERTIFICATE_NAME,
+    Certificate,
+    Machine,
+    Parity,
+    answers,
+    certify,
+    draw_up,
+    measure,
+    read_certificate,
+)
 from barnsight_engines.detector import Detector
 from barnsight_engines.encoder import Encoder
 from barnsight_engines.errors import (
+    EngineError,
     ModelSetDataError,
     ModelSetMismatchError,
     ModelSetMissingError,
     RuntimeMissingError,
 )
-from barnsight_engines.manifest import EngineEntry, Manifest, Role, read_arrays, read_manifest, sha256_of
+from barnsight_engines.manifest import (
+    BUILT,
+    REQUIRED,
+    RUNTIMES,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    Role,
+    read_arrays,
+    read_manifest,
+    sha256_of,
+)
 from barnsight_engines.spec import TensorSpec, difference, specs_of
 
-RUNTIMES = ("auto", "onnxruntime")
+REBUILD = "run: barnsight engine build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +95,19 @@ class ModelSet:
 def load_model_set(path: Path, *, runtime: str = "auto", threads: int | None = None) -> ModelSet:
     """Open the model set in the folder `path`.
 
-    `runtime` is "auto" or "onnxruntime"; `threads` bounds the cores of one run, None takes all.
+    `runtime` is "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto", which takes TensorRT where it is installed and
+    has engines; `threads` bounds the cores of one run on the CPU, None takes all.
     Raises ModelSetMissingError, ModelSetDataError, ModelSetMismatchError or RuntimeMissingError.
     """
-    manifest, set_hash = read_manifest(path)
-    _check_files(path, manifest)
-    entries = [manifest.engine(role) for role in get_args(Role)]
-    _check_tensors(path, manifest)
+    manifest, set_hash = check_model_set(path)
     concepts = _read_concepts(path, manifest)
+    chosen = _choose(path, runtime)
+    if chosen in BUILT:
+        _check_certificate(path, manifest, set_hash, chosen)
+    entries = [manifest.engine(role) for role in REQUIRED]
     with ExitStack() as opened:  # closes what is open already, should a later step fail
         backends = [
-            opened.enter_context(closing(_open(path / entry.file, entry, runtime, threads))) for entry in entries
+            opened.enter_context(closing(_open(path, path / chosen, entry, chosen, threads))) for entry in entries
         ]
         precisions = [entry.precision for entry in entries]
         parity = certify(path / manifest.golden.file, list(zip(backends, precisions, strict=True)))
@@ -94,12 +122,89 @@ def load_model_set(path: Path, *, runtime: str = "auto", threads: int | None = N
     )
 
 
-def _open(path: Path, entry: EngineEntry, runtime: str, threads: int | None) -> Backend:
-    """Choose the runtime; it is imported only here, so that the others need not be installed."""
+def check_model_set(path: Path) -> tuple[Manifest, str]:
+    """The manifest and the hash of the set in the folder `path`, once every file and tensor is what it must be."""
+    manifest, set_hash = read_manifest(path)
+    _check_files(path, manifest.files)
+    _check_tensors(path, manifest)
+    return manifest, set_hash
+
+
+def engine_path(folder: Path, entry: EngineEntry) -> Path:
+    """Where the engine that was built for `entry` lies in the folder of its runtime."""
+    return folder / f"{entry.role}.engine"
+
+
+def issue_certificate(folder: Path, manifest: Manifest, set_hash: str, built: Path, machine: Machine) -> Certificate:
+    """Measure the engines in the folder `built` against ONNX Runtime on the set's golden inputs, whatever comes out.
+
+    The ONNX files themselves must reproduce the golden answers first. Raises as `load_model_set` does.
+    """
+    golden_path = folder / manifest.golden.file
+    golden = read_arrays(golden_path)
+    with ExitStack() as opened:
+        engines = _open_all(folder, built, manifest, "onnxruntime", opened)
+        certify(golden_path, list(zip(engines, (entry.precision for entry in manifest.engines), strict=True)))
+        reference = answers(golden_path, golden, engines)
+    with ExitStack() as opened:
+        engines = _open_all(folder, built, manifest, machine.runtime, opened)
+        measured = measure(golden_path, reference, engines)
+    files = [(entry, engine_path(built, entry)) for entry in manifest.engines]
+    return draw_up(set_hash, machine, "onnxruntime", files, measured)
+
+
+def _choose(path: Path, runtime: str) -> str:
+    """The runtime to open, where "auto" leaves the choice: the fastest that is installed and has engines."""
     if runtime not in RUNTIMES:
         raise RuntimeMissingError(
             f"{path}: no runtime '{runtime}' in this version; set models.runtime to one of: {', '.join(RUNTIMES)}"
         )
+    if runtime != "auto":
+        return runtime
+    has_engines = (path / "tensorrt" / CERTIFICATE_NAME).is_file()
+    return "tensorrt" if has_engines and find_spec("tensorrt") is not None else "onnxruntime"
+
+
+def _check_certificate(folder: Path, manifest: Manifest, set_hash: str, runtime: str) -> None:
+    """Raise ModelSetDataError unless the engines that were built for `runtime` are certified on this machine.
+
+    On a machine that is not the certificate's, by its runtime, GPU or driver, they are certified again. Where the new
+    certificate cannot be written, that is done at each start.
+    """
+    from barnsight_engines.tensorrt_backend import this_machine
+
+    machine, built = this_machine(runtime), folder / runtime
+    certificate = read_certificate(built)
+    where = f"{built / CERTIFICATE_NAME}"
+    if certificate.model_set != set_hash:
+        raise ModelSetDataError(
+            f"{where}: is of the model set {certificate.model_set}, and this one is {set_hash}; {REBUILD}"
+        )
+    if missing := sorted({*REQUIRED} - {record.role for record in certificate.engines}):
+        raise ModelSetDataError(f"{where}: engine '{missing[0]}' is missing; {REBUILD}")
+    _check_files(built, certificate.engines, REBUILD)
+    if certificate.machine != machine:
+        certificate = issue_certificate(folder, manifest, set_hash, built, machine)
+        with suppress(EngineError):
+            certificate.write(built)
+    if certificate.verdict != "pass" or certificate.failure is not None:
+        raise ModelSetDataError(
+            f"{where}: {certificate.failure or 'refused'} differs too much from {certificate.reference} on "
+            f"{certificate.machine}; {REBUILD}, or set models.runtime to onnxruntime"
+        )
+
+
+def _open_all(folder: Path, built: Path, manifest: Manifest, runtime: str, opened: ExitStack) -> list[Backend]:
+    return [opened.enter_context(closing(_open(folder, built, entry, runtime, None))) for entry in manifest.engines]
+
+
+def _open(folder: Path, built: Path, entry: EngineEntry, runtime: str, threads: int | None) -> Backend:
+    """Open one engine; its runtime is imported only here, so that the others need not be installed."""
+    if runtime in BUILT:
+        from barnsight_engines.tensorrt_backend import TensorRtBackend
+
+        return TensorRtBackend(engine_path(built, entry), entry.spec, runtime)
+    path = folder / entry.file
     try:
         from barnsight_engines.onnx_backend import OnnxBackend
     except ImportError as error:
@@ -109,17 +214,17 @@ def _open(path: Path, entry: EngineEntry, runtime: str, threads: int | None) -> 
     return OnnxBackend(path, entry.spec, threads)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for entry in manifest.files:
+def _check_files(folder: Path, files: Sequence[FileEntry], next_step: str = "copy the model set again") -> None:
+    for entry in files:
         path = folder / entry.file
         try:
             found = sha256_of(path)
         except OSError as error:
-            raise ModelSetMissingError(f"{path}: {error.strerror}; copy the model set again") from error
+            raise ModelSetMissingError(f"{path}: {error.strerror}; {next_step}") from error
         if found != entry.sha256:
             raise ModelSetDataError(
                 f"{path}: SHA-256 must be {entry.sha256[:12]}…, got {found[:12]}…; "
-                "the file is damaged or changed: copy the model set again"
+                f"the file is damaged or changed: {next_step}"
             )
 
 
@@ -138,14 +243,16 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
     """Compare the manifest's tensors with what this version runs.
 
     Letters stand for sizes that the set is free to choose, the same everywhere: C channels, T prompt tokens,
-    K queries.
+    K queries. A set with a tracker has maps of its own for it, each with its own channels.
     """
     size, grid, mask = manifest.image_size, manifest.grid, manifest.mask_size
     image = {"image": (1, 3, size, size)}
     pyramid = {f"d{n}": (1, "C", n * grid, n * grid) for n in (4, 2, 1)}
+    given = {spec.name for spec in manifest.engine("encoder").outputs}
+    tracked = {f"t{n}": (1, f"C{n}", n * grid, n * grid) for n in (4, 2, 1) if f"t{n}" in given}
     found = {"boxes": (1, "K", 4), "logits": (1, "K"), "presence": (1, 1), "masks": (1, "K", mask, mask)}
     wanted: dict[Role, tuple[Mapping[str, tuple[int | str, ...]], Mapping[str, tuple[int | str, ...]]]] = {
-        "encoder": (image, pyramid),
+        "encoder": (image, pyramid | tracked),
         "detector": ({**pyramid, "text": (1, "T", "C")}, found),
     }
     chosen: dict[str, int | None] = {}

@@ -38,7 +38,19 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Precision = Literal["fp32", "fp16", "int8"]
-Role = Literal["encoder", "detector"]  # in the order in which they run
+Role = Literal[  # in the order in which they run
+    "encoder",
+    "detector",
+    "memory_attention",
+    "mask_decoder",
+    "memory_encoder",
+    "prompt_decoder",
+    "embedder",
+    "behavior",
+]
+REQUIRED: tuple[Role, ...] = ("encoder", "detector")
+RUNTIMES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+BUILT = ("tensorrt", "tensorrt-rtx")  # runtimes whose engines are built on the machine, from the ONNX files
 
 
 class Entry(BaseModel):
@@ -114,7 +126,8 @@ class Manifest(Entry):
     @classmethod
     def _each_role_once(cls, engines: tuple[EngineEntry, ...]) -> tuple[EngineEntry, ...]:
         for role in get_args(Role):
-            if (count := sum(engine.role == role for engine in engines)) != 1:
+            count = sum(engine.role == role for engine in engines)
+            if count != 1 and (role in REQUIRED or count):
                 raise ValueError(f"needs one engine with the role '{role}', has {count}")
         return engines
 

@@ -3,8 +3,12 @@
     barnsight-export simulate --seed 7 --species pig --animals 8 --seconds 20 --fps 6 --out DIR
     barnsight-export serve DIR/clip.mp4
     barnsight-export train detector --recipe nano --data DIR --out DIR
+    barnsight-export distill --data DIR --format videos --student nano --teacher FILE --out DIR
     barnsight-export export --recipe nano --checkpoint FILE --out engines/nano
+    barnsight-export build --models DIR
+    barnsight-export certify --models DIR
     barnsight-export evaluate tracking --truth DIR/gt.txt --tracks tracks.txt --json
+    barnsight-export params --preset orin --json
 
 Each command is a module of `barnsight_export.commands` with `add_parser(subparsers)` and `run(args) -> int`.
 What is heavy, PyTorch above all, is imported inside `run`. Exit codes are those of sysexits(3).
@@ -24,7 +28,7 @@ from typing import NoReturn
 from barnsight_engines.errors import EngineError
 from barnsight_export.errors import ExportError, ExportUsageError, RequirementMissingError
 
-COMMANDS = ("simulate", "serve", "train", "export", "evaluate")
+COMMANDS = ("simulate", "serve", "train", "distill", "export", "build", "certify", "evaluate", "params")
 
 
 class _Parser(argparse.ArgumentParser):
