@@ -72,7 +72,11 @@ train: install-dev  ## Train the nano networks from nothing (hours) and export t
 	$(BIN)/barnsight-export simulate --pictures val --count 400 --workers "$$(nproc)" --out build/pictures/val
 	$(BIN)/barnsight-export train detector --recipe nano --data build/pictures --out build/training \
 		--minutes $(TRAIN_MINUTES) $(if $(wildcard build/training/checkpoint.pt),--resume)
-	$(BIN)/barnsight-export export --recipe nano --checkpoint build/training/checkpoint.pt --out build/nano
+	$(BIN)/barnsight-export train detector --recipe nano-crowds --data build/pictures --out build/training-crowds \
+		--minutes $(TRAIN_MINUTES) \
+		$(if $(wildcard build/training-crowds/checkpoint.pt),--resume,--init build/training/checkpoint.pt)
+	$(BIN)/barnsight-export export --preset nano --checkpoint build/training-crowds/checkpoint.pt \
+		--data build/pictures --out build/nano
 
 system-packages:
 	$(call apt_install,$(APT_RUNTIME))

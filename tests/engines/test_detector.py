@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from barnsight_engines.detector import Detections, decode, distinct, within_boxes
+from barnsight_engines.detector import Detections, Detector, decode, distinct, within_boxes
 from barnsight_engines.errors import EngineError
 from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import tight_boxes
 from barnsight_engines.scripted_backend import raw_outputs
+from barnsight_engines.spec import EngineSpec, TensorSpec
 
 FRAME = (80, 160)  # height, width
 THRESHOLDS = Thresholds(score=0.5, nms_iou=0.5)
@@ -97,6 +101,28 @@ def test_a_mask_ends_at_its_own_box() -> None:
     np.testing.assert_array_equal(found[0, :, :2], 2.0)
     np.testing.assert_array_equal(found[0, :, 2:], -2.0)
     np.testing.assert_array_equal(logits, 2.0)  # what the engine gave stays as it was
+
+
+class Recorder:
+    """A detector engine that reads `d1` and `text`, and remembers what it was given."""
+
+    runtime = "recorder"
+    spec = EngineSpec("detector", (TensorSpec("d1", "float32", (1, 2)), TensorSpec("text", "float32", (1, 2))), ())
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.given = set(inputs)
+        return dict(raw_outputs(found((0.9, mask(0, 0, 9, 9))), queries=8))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_maps_that_serve_the_tracker_alone_are_not_handed_to_the_detector() -> None:
+    engine = Recorder()
+    features = {name: np.zeros((1, 2), np.float32) for name in ("d1", "t4", "t1")}
+    detector = Detector(engine, {"pig": np.zeros((1, 2), np.float32)}, THRESHOLDS)
+    assert len(detector.detect(features, FRAME, "pig")) == 1
+    assert engine.given == {"d1", "text"}
 
 
 def test_no_detections_still_have_their_shapes() -> None:

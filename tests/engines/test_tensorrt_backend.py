@@ -541,7 +541,7 @@ class TestAModelSet:
         with load_model_set(model_set_folder.path) as models:
             assert models.runtime == "tensorrt"
             features = models.encoder.encode(np.full((32, 64, 3), 255, np.uint8))
-            assert len(models.detector.detect(features, (32, 64), "pig")) == 1
+            assert len(models.detector.detect(features, (32, 64), "pig")) == 3
         assert not trt.cuda.memory
 
     def test_the_hash_of_the_set_is_that_of_its_manifest(self, model_set_folder: Folder, trt: FakeTensorRt) -> None:

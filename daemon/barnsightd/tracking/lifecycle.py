@@ -28,9 +28,7 @@ class TrackingSettings:
 
     `min_score` is what a detection needs to continue a track, `strong_score` to go first, `new_score` to begin
     one, `sure_score` to begin a confirmed one. `kept_share` is how much of its area a detected mask must keep when
-    each pixel has gone to one animal, `coast_share` the same for a mask that is only expected. A confirmed track
-    without a detection is reported for `coast_frames` more, or for `still_coast_s` seconds where the animal moved at
-    less than `still_speed_sizes_s` of its own size a second: who lay there a moment ago still does.
+    each pixel has gone to one animal, `coast_share` the same for a mask that is only expected.
     """
 
     fps: float = 6.0
@@ -49,8 +47,6 @@ class TrackingSettings:
     hot_start_misses: float = 8
     coast_frames: float = 1
     coast_share: float = 0.5
-    still_coast_s: float = 2.0
-    still_speed_sizes_s: float = 0.2
     keep_alive_s: float = 6.0
 
     def for_detector(self, cut: float) -> TrackingSettings:
@@ -75,8 +71,7 @@ class Target:
 
     `seen_*` come from the last detection; `mask_logits` (h, w) and `box_px` (4,) are this frame's.
     `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when it was last
-    hidden. `visible` says whether this frame's mask is worth reporting, `still` whether the animal rested when it was
-    last seen.
+    hidden. `visible` says whether this frame's mask is worth reporting.
     """
 
     track: int
@@ -96,7 +91,6 @@ class Target:
     occluded_ns: int = NEVER_NS
     source: TrackSource = TrackSource.DETECTED
     visible: bool = True
-    still: bool = False
 
     @classmethod
     def born(
@@ -160,7 +154,6 @@ class Target:
         self.source = TrackSource.DETECTED
         self.matches += 1
         self.unseen_frames = 0.0
-        self.still = self.motion.speed_sizes_s < settings.still_speed_sizes_s
         self.keep_alive_s = min(self.keep_alive_s + elapsed_s, settings.keep_alive_s)
         self.confirmed = self.confirmed or self.matches >= settings.confirm_matches
 
@@ -184,11 +177,8 @@ class Target:
         """Where the track stands in its life."""
         if not self.confirmed:
             return TrackState.TENTATIVE
-        coast_frames = settings.coast_frames
-        if self.still:
-            coast_frames = max(coast_frames, settings.still_coast_s * settings.fps)
         # Half a frame of tolerance: the clock of a camera jitters.
-        if self.unseen_frames > coast_frames + 0.5:
+        if self.unseen_frames > settings.coast_frames + 0.5:
             return TrackState.LOST
         return TrackState.CONFIRMED
 

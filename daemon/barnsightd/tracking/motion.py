@@ -58,11 +58,6 @@ class Motion:
         )
 
     @property
-    def speed_sizes_s(self) -> float:
-        """How fast the animal moves, in its own sizes a second."""
-        return float(np.hypot(*self.velocity_px_s)) / self.size_px
-
-    @property
     def spread_sizes(self) -> float:
         """Standard deviation per axis of where the next detection's center will fall, in sizes."""
         return sqrt(self.covariance[0, 0] + MEASUREMENT_SIZES**2)
