@@ -15,10 +15,17 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
+from barnsight_engines.certificate import TOLERANCES, measure
+from barnsight_engines.loader import load_model_set
+from barnsight_engines.manifest import read_arrays
+from barnsight_engines.onnx_backend import OnnxBackend
+from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import DetectorConfig
-from barnsight_export.networks.student import StudentConfig
-from barnsight_export.onnx.export import TOLERANCE, Exported, export_model_set
+from barnsight_export.networks.tracker import TrackerConfig
+from barnsight_export.onnx import roles
+from barnsight_export.onnx.export import SESSION_FILE, TOLERANCE, Exported, export_model_set
 from barnsight_export.onnx.patches import check_versions
+from barnsight_export.onnx.random_weights import random_tracker
 from barnsight_export.presets import Preset
 
 TINY = Preset(
@@ -26,7 +33,7 @@ TINY = Preset(
     image_size=64,
     grid=4,
     concepts=("pig", "cow"),
-    student=StudentConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
+    student=CompactConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
         width=16,
         heads=2,
@@ -44,7 +51,9 @@ TINY = Preset(
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
-    return export_model_set(TINY.build(), TINY, tmp_path_factory.mktemp("set"), trained_on="nothing")
+    tracker = random_tracker(TrackerConfig(grid=4, width=32, memory_width=16, decoder_heads=2))
+    more, folder = (roles.memory_encoder(tracker),), tmp_path_factory.mktemp("sets") / "tiny"
+    return export_model_set(TINY.build(), TINY, folder, trained_on="nothing", more=more, tracker=tracker)
 
 
 pytestmark = [
@@ -56,12 +65,12 @@ pytestmark = [
 
 
 def test_onnx_runtime_agrees_with_pytorch(exported: Exported) -> None:
-    assert set(exported.differences) == {"encoder", "detector"}
+    assert list(exported.differences) == ["encoder", "detector", "memory_encoder"]
     assert all(difference <= TOLERANCE for difference in exported.differences.values())
 
 
 def test_the_graphs_suit_old_runtimes_and_name_no_path(exported: Exported) -> None:
-    for role in ("encoder", "detector"):
+    for role in ("encoder", "detector", "memory_encoder"):
         path = exported.folder / f"{role}.onnx"
         check_versions(onnx.load(path))
         assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
@@ -91,7 +100,32 @@ def test_the_manifest_describes_what_is_there(exported: Exported) -> None:
             (engine["inputs"], session.get_inputs()),
             (engine["outputs"], session.get_outputs()),
         ):
-            assert [(d["name"], d["shape"]) for d in declared] == [(a.name, a.shape) for a in actual]
+            assert [(d["name"], d["shape"]) for d in declared] == [(a.name, fixed(a.shape)) for a in actual]
+
+
+def fixed(shape: list[int | str]) -> list[int | None]:
+    """A shape as a manifest writes it: what is open is None."""
+    return [size if isinstance(size, int) else None for size in shape]
+
+
+def test_a_daemon_takes_the_set_and_every_engine_reproduces_its_golden_answers(exported: Exported) -> None:
+    with load_model_set(exported.folder, runtime="onnxruntime") as loaded:
+        manifest = loaded.manifest
+    backends = [OnnxBackend(exported.folder / entry.file, entry.spec) for entry in manifest.engines]
+    golden = exported.folder / manifest.golden.file
+    measured = measure(golden, read_arrays(golden), backends)
+    assert [parity.output for parity in measured["memory_encoder"]] == ["mem"]
+    assert all(parity.within(TOLERANCES["fp32"]) for outputs in measured.values() for parity in outputs)
+
+
+def test_what_a_session_computes_itself_lies_beside_the_engines(exported: Exported) -> None:
+    with np.load(exported.folder / SESSION_FILE) as constants:
+        assert {name: constants[name].shape for name in constants} == {
+            "memory_positions": (7, 16),
+            "pointer_weight": (16, 32),
+            "pointer_bias": (16,),
+            "pointer_frames": (),
+        }
 
 
 def test_each_concept_has_its_prompt(exported: Exported) -> None:

@@ -1,25 +1,25 @@
-"""A trained network to a model set: ONNX graphs, concept prompts, golden inputs and outputs, and the manifest.
+"""Networks to a model set, whole or not at all: ONNX engines, prompts, golden inputs and outputs, and the manifest.
 
-The split into engines follows SAM 3's streaming use: the encoder runs once a frame, the detector once per concept.
+The split into engines follows SAM 3's streaming use: the encoder runs once a frame, the detector once per concept, the
+tracker's parts once per frame for all animals together, the embedder for a few crops at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime as ort
 import torch
-from torch import Tensor, nn
 
 from barnsight_engines.manifest import (
     FILE_NAME,
+    REQUIRED,
     SCHEMA_VERSION,
     ConceptsEntry,
     EngineEntry,
@@ -28,28 +28,42 @@ from barnsight_engines.manifest import (
     Normalization,
     Thresholds,
 )
-from barnsight_engines.spec import TensorSpec
-from barnsight_export.errors import ParityError
-from barnsight_export.networks.sam3 import Detection, Sam3
-from barnsight_export.onnx.patches import OPSET, check_versions, plain
+from barnsight_export.networks.compact import CompactStudent
+from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.student import EncoderMaps
+from barnsight_export.networks.tracker import Tracker
+from barnsight_export.onnx import roles
+from barnsight_export.onnx.aside import written_aside
+from barnsight_export.onnx.graph import (
+    SEEDS,
+    Arrays,
+    Differences,
+    Graph,
+    check_parity,
+    compare,
+    tensor_specs,
+    write_graph,
+)
 from barnsight_export.presets import Preset
 
 TOLERANCE = 1e-3
-ENCODER_OUTPUTS = ("d4", "d2", "d1")
-DETECTOR_INPUTS = ("d4", "d2", "d1", "text")
-DETECTOR_OUTPUTS = Detection._fields
+SESSION_FILE = "tracker.npz"
+SAMPLED = "_every4"
 
-Role = Literal["encoder", "detector"]
-ROLES: tuple[Role, ...] = ("encoder", "detector")
-Arrays = dict[str, npt.NDArray[np.float32]]
+# What a golden run hands on from engine to engine; every other input has an array of its own.
+_HANDED_ON = {"image", "text", "pix", *EncoderMaps._fields}
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A finished model set and the largest difference between PyTorch and ONNX Runtime, per engine."""
+    """A finished model set, and how far ONNX Runtime is from PyTorch.
+
+    `differences` is the largest one of each engine, `outputs` those of each of its outputs.
+    """
 
     folder: Path
-    differences: dict[Role, float]
+    differences: dict[str, float]
+    outputs: dict[str, Differences]
 
 
 def export_model_set(
@@ -60,127 +74,125 @@ def export_model_set(
     trained_on: str,
     score: float = 0.5,
     golden_image: npt.NDArray[np.float32] | None = None,
+    more: Sequence[Graph] = (),
+    tracker: Tracker | None = None,
+    tolerance: float = TOLERANCE,
+    seeds: Sequence[int] = SEEDS,
+    report: Callable[[str, Differences], None] | None = None,
 ) -> Exported:
-    """Write `model` as a model set into `folder`.
+    """Write `model` as a model set into `folder`; other files there are kept.
 
     `score` is the least score of a detection that a daemon trusts.
-    `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. Raises
-    ParityError where ONNX Runtime and PyTorch differ by more than `TOLERANCE` on fresh random inputs.
+    `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. `more` are
+    further engines: those of `tracker`, an embedder. `seeds` draw the fresh random inputs, and `report` hears of each
+    engine once it is compared on them. Raises ParityError where ONNX Runtime and PyTorch differ by more than
+    `RELATIVE_TOLERANCE` of an output's largest value, or by more than `tolerance` itself; OutputError where the folder
+    cannot be written. `folder` is then as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = model.eval()
-    prompt = model.concepts.detach()[:1]
-    shape = (1, 3, preset.image_size, preset.image_size)
-    with torch.no_grad():
-        image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        maps = model.encoder(image)
-    _export_graph(model.encoder, (image,), ("image",), ENCODER_OUTPUTS, folder / "encoder.onnx")
-    _export_graph(model.detector, (*maps, prompt), DETECTOR_INPUTS, DETECTOR_OUTPUTS, folder / "detector.onnx")
-
-    differences = {role: max(_difference(model, folder, role, seed, preset) for seed in range(1, 4)) for role in ROLES}
-    for role, difference in differences.items():
-        if difference > TOLERANCE:
-            raise ParityError(
-                f"{folder / role}.onnx differs from PyTorch by {difference:.2e}, more than {TOLERANCE:.0e}:"
-                " do not ship it; look for a changed exporter or runtime"
-            )
-
-    names = model.concept_names
-    _write_arrays(
-        folder / "concepts.npz", {n: c[None].numpy() for n, c in zip(names, model.concepts.detach(), strict=True)}
-    )
-    golden_input = torch.from_numpy(golden_image) if golden_image is not None else image
-    _write_arrays(folder / "golden.npz", _golden(model, golden_input))
-    manifest = _manifest(model, preset, folder, trained_on, score, _shapes(model, image))
-    (folder / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return Exported(folder, differences)
+    graphs = (*detection_graphs(model, preset), *more)
+    with written_aside(folder, last=FILE_NAME) as aside:
+        outputs: dict[str, Differences] = {}
+        for graph in graphs:
+            outputs[graph.role] = export_engine(graph, aside, tolerance, seeds)
+            if report is not None:
+                report(graph.role, outputs[graph.role])
+        differences = {role: max(d.absolute for d in found.values()) for role, found in outputs.items()}
+        prompts = zip(model.concept_names, model.concepts.detach(), strict=True)
+        _write_arrays(aside / "concepts.npz", {name: prompt[None].numpy() for name, prompt in prompts})
+        given = {"text": model.concepts.detach()[:1].numpy()}
+        if golden_image is not None:
+            given["image"] = golden_image
+        _write_arrays(aside / "golden.npz", golden_run(graphs, given))
+        if tracker is not None:
+            _write_arrays(aside / SESSION_FILE, session_constants(tracker))
+        manifest = _manifest(model, preset, aside, graphs, trained_on, score)
+        (aside / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return Exported(folder, differences, outputs)
 
 
-def _export_graph(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], outputs: tuple[str, ...], path: Path
-) -> None:
-    program = torch.onnx.export(
-        module,
-        inputs,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(names),
-        output_names=list(outputs),
-        external_data=False,
-        optimize=True,
-        verbose=False,
-    )
-    assert program is not None
-    model = plain(program.model_proto)
-    check_versions(model)
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+def export_engine(graph: Graph, folder: Path, tolerance: float = math.inf, seeds: Sequence[int] = SEEDS) -> Differences:
+    """Write one engine into `folder` and compare it with PyTorch on fresh random inputs.
 
-
-def _run_torch(model: Sam3, role: Role, inputs: Arrays) -> Arrays:
-    tensors = [torch.from_numpy(value) for value in inputs.values()]
-    module, names = (model.encoder, ENCODER_OUTPUTS) if role == "encoder" else (model.detector, DETECTOR_OUTPUTS)
-    with torch.no_grad():
-        return {name: value.numpy() for name, value in zip(names, module(*tensors), strict=True)}
-
-
-def _difference(model: Sam3, folder: Path, role: Role, seed: int, preset: Preset) -> float:
-    """Largest absolute difference between the runtimes on fresh random inputs."""
-    rng = np.random.default_rng(seed)
-    image = rng.uniform(-1, 1, (1, 3, preset.image_size, preset.image_size)).astype(np.float32)
-    inputs: Arrays = {"image": image}
-    if role == "detector":
-        inputs = _run_torch(model, "encoder", inputs)
-        inputs["text"] = model.concepts.detach()[seed % len(model.concepts)][None].numpy()
-    session = ort.InferenceSession(str(folder / f"{role}.onnx"), providers=["CPUExecutionProvider"])
-    expected = _run_torch(model, role, inputs)
-    found = session.run(list(expected), inputs)
-    return max(float(np.abs(f - e).max()) for f, e in zip(found, expected.values(), strict=True))
-
-
-def _golden(model: Sam3, image: Tensor) -> Arrays:
-    """An input and what the networks say to it: `image`, `text` and every output but the large maps and masks.
-
-    Maps and masks are kept at every fourth row and column, as `<name>_every4`, so that the file stays small.
+    Raises ParityError naming engine, output and figure; `tolerance` is absolute and comes on top of the relative one.
     """
-    text = model.concepts.detach()[:1].numpy()
-    maps = _run_torch(model, "encoder", {"image": image.numpy()})
-    found = _run_torch(model, "detector", {**maps, "text": text})
-    golden: Arrays = {"image": image.numpy(), "text": text}
-    for name, value in {**maps, **found}.items():
-        if value.ndim == 4:
-            golden[f"{name}_every4"] = value[..., ::4, ::4]
-        else:
-            golden[name] = value
+    path = folder / graph.file
+    write_graph(graph, path)
+    differences = compare(graph, path, seeds)
+    check_parity(graph, differences, absolute=tolerance)
+    return differences
+
+
+def detection_graphs(model: Sam3, preset: Preset) -> tuple[Graph, Graph]:
+    """Encoder and detector of `model`."""
+    maps = roles.DETECTOR_MAPS if isinstance(model.encoder, CompactStudent) else EncoderMaps._fields
+    return (
+        roles.encoder(model.encoder, preset.image_size, maps),
+        roles.detector(model.detector, preset.grid, text_tokens=model.concepts.shape[1]),
+    )
+
+
+def golden_run(graphs: Sequence[Graph], given: Arrays) -> Arrays:
+    """An input and what the networks say to it, each on what the ones before it gave: what runtimes are compared on.
+
+    Inputs are those `given`, else noise. Maps, pictures and everything of encoder and detector stand under their names
+    alone, the rest as `<role>.<name>`. Answers of four dimensions are kept at every fourth row and column, as
+    `<name>_every4`, so that the file stays small.
+    """
+    golden = dict(given)
+    handed_on = dict(given)
+    for graph in graphs:
+        prefix = "" if graph.role in REQUIRED else f"{graph.role}."
+        inputs = {}
+        for name, noise in graph.draw(0, 1).items():
+            if name not in _HANDED_ON:
+                value = golden[prefix + name] = noise.numpy()
+            elif name in handed_on:
+                value = handed_on[name]
+            else:
+                value = handed_on[name] = golden[name] = noise.numpy()
+            inputs[name] = torch.from_numpy(value)
+        for name, value in graph.run(inputs).items():
+            if name in _HANDED_ON:
+                handed_on[name] = value
+            sampled = value.ndim == 4
+            golden[prefix + name + SAMPLED * sampled] = value[..., ::4, ::4] if sampled else value
     return golden
 
 
-def _shapes(model: Sam3, image: Tensor) -> dict[str, dict[str, tuple[int, ...]]]:
-    maps = _run_torch(model, "encoder", {"image": image.numpy()})
-    text = model.concepts.detach()[:1].numpy()
-    found = _run_torch(model, "detector", {**maps, "text": text})
-    shapes = {name: value.shape for name, value in maps.items()}
+@torch.no_grad()
+def session_constants(tracker: Tracker) -> Arrays:
+    """What a tracking session computes itself: temporal positions.
+
+    `memory_positions` (memories, D) by age in frames, row 0 for conditioning frames. The position of a pointer is
+    `pointer_weight` (D, C) @ sine + `pointer_bias` (D), with the C sines and cosines of its age over
+    `pointer_frames` - 1.
+    """
+    projection = tracker.temporal_positional_encoding_projection_layer
     return {
-        "encoder.inputs": {"image": tuple(image.shape)},
-        "encoder.outputs": shapes,
-        "detector.inputs": {**shapes, "text": text.shape},
-        "detector.outputs": {name: value.shape for name, value in found.items()},
+        "memory_positions": tracker.memory_positions().numpy(),
+        "pointer_weight": projection.weight.numpy(),
+        "pointer_bias": projection.bias.numpy(),
+        "pointer_frames": np.array(tracker.config.pointer_frames, np.float32),
     }
 
 
 def _manifest(
-    model: Sam3,
-    preset: Preset,
-    folder: Path,
-    trained_on: str,
-    score: float,
-    shapes: dict[str, dict[str, tuple[int, ...]]],
+    model: Sam3, preset: Preset, folder: Path, graphs: Sequence[Graph], trained_on: str, score: float
 ) -> Manifest:
-    def tensors(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes[key].items())
-
     def sha256(name: str) -> str:
         return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+    def engine(graph: Graph) -> EngineEntry:
+        inputs, outputs = tensor_specs(folder / graph.file)
+        return EngineEntry(
+            role=graph.role,
+            file=graph.file,
+            sha256=sha256(graph.file),
+            precision="fp32",
+            inputs=inputs,
+            outputs=outputs,
+        )
 
     half = (0.5, 0.5, 0.5)
     return Manifest(
@@ -194,17 +206,7 @@ def _manifest(
         concepts=ConceptsEntry(file="concepts.npz", sha256=sha256("concepts.npz"), names=model.concept_names),
         behaviors=(),
         thresholds=Thresholds(score=score, nms_iou=0.5),
-        engines=tuple(
-            EngineEntry(
-                role=role,
-                file=f"{role}.onnx",
-                sha256=sha256(f"{role}.onnx"),
-                precision="fp32",
-                inputs=tensors(f"{role}.inputs"),
-                outputs=tensors(f"{role}.outputs"),
-            )
-            for role in ROLES
-        ),
+        engines=tuple(engine(graph) for graph in graphs),
         golden=FileEntry(file="golden.npz", sha256=sha256("golden.npz")),
         trained_on=trained_on,
     )
