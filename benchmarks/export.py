@@ -5,7 +5,7 @@
     python benchmarks/export.py --quick --json                   # nano and a small tracker
 
 Inputs are fresh random ones. A difference is the largest one of an output as a share of the output's largest value.
-Full size takes up to 8 GB and, on two cores, most of an hour. The last line of --json is one object.
+Full size takes 3.4 GB and, for both presets, seven minutes of an idle core. The last line of --json is one object.
 """
 
 from __future__ import annotations
