@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,18 +244,22 @@ def test_features_that_half_precision_does_not_hold_are_refused() -> None:
         CachedTeacher(loud, None)(*shown(1))
 
 
-@pytest.fixture
-def small_disk() -> object:
-    """No file may grow over 1 kB: what a full disk does, for this process."""
+@contextlib.contextmanager
+def small_disk() -> Iterator[None]:
+    """No file may grow over 1 kB: what a full disk does. Around one call only, since pytest's own log is a file too."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_half_entry(tmp_path: Path, small_disk: object) -> None:
-    with pytest.raises(OutputError, match=r"npz: File too large; free some space or lower --cache-gb.*--resume"):
-        CachedTeacher(teacher(), FeatureCache(tmp_path, 10**9))(*shown(1))
+def test_a_full_disk_is_an_error_and_leaves_no_half_entry(tmp_path: Path) -> None:
+    caching = CachedTeacher(teacher(), FeatureCache(tmp_path, 10**9))
+    message = r"npz: File too large; free some space or lower --cache-gb.*--resume"
+    with pytest.raises(OutputError, match=message), small_disk():
+        caching(*shown(1))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -261,13 +267,8 @@ def test_a_full_disk_leaves_the_checkpoint_that_stood(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.save()
     before = (tmp_path / CHECKPOINT).read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match="the checkpoint before it stands"):
-            run.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(OutputError, match="the checkpoint before it stands"), small_disk():
+        run.save()
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
