@@ -175,7 +175,7 @@ def _check_certificate(folder: Path, manifest: Manifest, set_hash: str, runtime:
 
     machine, built = this_machine(runtime), folder / runtime
     certificate = read_certificate(built)
-    where = f"{built / CERTIFICATE_NAME}"
+    where = built / CERTIFICATE_NAME
     if certificate.model_set != set_hash:
         raise ModelSetDataError(
             f"{where}: is of the model set {certificate.model_set}, and this one is {set_hash}; {REBUILD}"

@@ -63,7 +63,7 @@ def build_engine(onnx: Path, engine: Path, settings: BuildSettings, runtime: str
     """Build the file `engine` from the file `onnx` with "tensorrt" or "tensorrt-rtx".
 
     Raises RuntimeMissingError, ModelSetMissingError where there is no ONNX file, ModelSetDataError naming the node
-    where it cannot be parsed or built, EngineError where the engine cannot be written.
+    where it cannot be parsed or built, ModelSetWriteError where the engine cannot be written.
     """
     began = time.monotonic()
     trt = import_tensorrt(runtime)

@@ -4,7 +4,7 @@
     barnsight-export serve DIR/clip.mp4
     barnsight-export train detector --recipe nano --data DIR --out DIR
     barnsight-export distill --data DIR --format videos --student nano --teacher FILE --out DIR
-    barnsight-export export --recipe nano --checkpoint FILE --out engines/nano
+    barnsight-export export --preset nano --checkpoint FILE --out engines/nano
     barnsight-export build --models DIR
     barnsight-export certify --models DIR
     barnsight-export evaluate tracking --truth DIR/gt.txt --tracks tracks.txt --json

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from barnsight_engines.spec import TensorSpec
 from barnsight_export.errors import OutputError, ParityError
+from barnsight_export.files import written_aside
 from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.tracker import TrackerConfig
 from barnsight_export.onnx import roles
-from barnsight_export.onnx.aside import written_aside
 from barnsight_export.onnx.export import export_engine, golden_run, session_constants
 from barnsight_export.onnx.graph import Graph, check_parity, compare, tensor_specs, write_graph
 from barnsight_export.onnx.patches import check_versions

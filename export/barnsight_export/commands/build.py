@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from barnsight_engines.tensorrt_backend import import_tensorrt
     from barnsight_engines.tensorrt_builder import BATCHES, BuildSettings
     from barnsight_export.build_tensorrt import build_folder
-    from barnsight_export.onnx.aside import written_aside
+    from barnsight_export.files import written_aside
 
     settings = BuildSettings(
         batches=args.batches or BATCHES,

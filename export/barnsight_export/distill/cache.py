@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from barnsight_export.distill.files import write_whole
 from barnsight_export.distill.teacher import Teacher
 from barnsight_export.errors import DataError
+from barnsight_export.files import write_whole
 
 Arrays = dict[str, NDArray[np.float16]]
 

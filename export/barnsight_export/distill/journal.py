@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from barnsight_export.distill.files import write_whole
+from barnsight_export.files import write_whole
 
 LOG = "log.csv"
 

@@ -22,8 +22,8 @@ from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import to_image
 from barnsight_export.checkpoints import load, read
 from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD
-from barnsight_export.distill.files import write_whole
 from barnsight_export.distill.frames import Frames
+from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import NeckedTrunk, normalize
 from barnsight_export.train.detector import Budget, Trainer, train_detector
 from barnsight_export.train.samples import Pictures

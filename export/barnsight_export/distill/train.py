@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from barnsight_export.distill.augment import Augmentation, flip, view
 from barnsight_export.distill.cache import CachedTeacher, FeatureCache
-from barnsight_export.distill.files import write_whole
 from barnsight_export.distill.frames import Frames, Shown, Shuffled, Squares, as_input, batch_count, stack
 from barnsight_export.distill.journal import Board, Row, write_log
 from barnsight_export.distill.losses import (
@@ -44,6 +43,7 @@ from barnsight_export.distill.losses import (
 from barnsight_export.distill.schedule import FADE_ENDS, Schedule, weights_at
 from barnsight_export.distill.teacher import Network, Teacher
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
+from barnsight_export.files import write_whole
 from barnsight_export.train.detector import CHECKPOINT, Counters, read_checkpoint
 
 STUDENT = "student.safetensors"

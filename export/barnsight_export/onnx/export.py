@@ -28,12 +28,12 @@ from barnsight_engines.manifest import (
     Normalization,
     Thresholds,
 )
+from barnsight_export.files import written_aside
 from barnsight_export.networks.compact import CompactStudent
 from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.networks.student import EncoderMaps
 from barnsight_export.networks.tracker import Tracker
 from barnsight_export.onnx import roles
-from barnsight_export.onnx.aside import written_aside
 from barnsight_export.onnx.graph import (
     SEEDS,
     Arrays,

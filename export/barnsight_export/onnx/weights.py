@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from barnsight_engines.manifest import REQUIRED, read_arrays, read_manifest
+from barnsight_engines.manifest import read_arrays, read_manifest
 from barnsight_export.errors import DataError
 from barnsight_export.networks.compact import places
 from barnsight_export.networks.sam3 import Sam3
-from barnsight_export.onnx.export import export_model_set
+from barnsight_export.onnx.export import detection_graphs
+from barnsight_export.onnx.graph import Graph, write_graph
 from barnsight_export.presets import Preset
 
 # Used in training alone, so no engine holds it.
@@ -42,26 +43,23 @@ def read_weights(folder: Path, preset: Preset) -> dict[str, Tensor]:
     manifest, _ = read_manifest(folder)
     probe = _random_network(preset)
     weights = probe.state_dict()
-    with tempfile.TemporaryDirectory() as scratch:
-        export_model_set(probe, preset, Path(scratch), trained_on="nothing")
-        for role in REQUIRED:
-            known, wanted = _constants(Path(scratch) / f"{role}.onnx"), _constants(folder / manifest.engine(role).file)
-            shapes = ({name: value.shape for name, value in constants.items()} for constants in (known, wanted))
-            if len({str(sorted(each.items())) for each in shapes}) > 1:
+    for graph in detection_graphs(probe, preset):
+        known, wanted = _exported(graph), _constants(folder / manifest.engine(graph.role).file)
+        if _shapes(known) != _shapes(wanted):
+            raise DataError(
+                f"{folder}: its {graph.role} is not one that this version exports for preset {preset.name!r};"
+                " train from the start, or give the checkpoint"
+            )
+        for name in [name for name in weights if name.startswith(f"{graph.role}.") and name not in _UNUSED]:
+            weight = weights[name].numpy()
+            found = _look_up(weight, known, wanted)
+            if found is None and name in _PLACES:
+                found = _unfold(weight, _PLACES[name] * preset.grid, known, wanted)
+            if found is None:
                 raise DataError(
-                    f"{folder}: its {role} is not one that this version exports for preset {preset.name!r};"
-                    " train from the start, or give the checkpoint"
+                    f"{folder}: {name} is not in the exported graph; train from the start, or give the checkpoint"
                 )
-            for name in [name for name in weights if name.startswith(f"{role}.") and name not in _UNUSED]:
-                weight = weights[name].numpy()
-                found = _look_up(weight, known, wanted)
-                if found is None and name in _PLACES:
-                    found = _unfold(weight, _PLACES[name] * preset.grid, known, wanted)
-                if found is None:
-                    raise DataError(
-                        f"{folder}: {name} is not in the exported graph; train from the start, or give the checkpoint"
-                    )
-                weights[name] = torch.from_numpy(found)
+            weights[name] = torch.from_numpy(found)
     concepts = read_arrays(folder / manifest.concepts.file)
     weights["concepts"] = torch.from_numpy(np.concatenate([concepts[name] for name in probe.concept_names]))
     return weights
@@ -74,6 +72,18 @@ def _random_network(preset: Preset) -> Sam3:
     for parameter in network.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
     return network
+
+
+def _exported(graph: Graph) -> dict[str, Array]:
+    """The constants of a graph's file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / graph.file
+        write_graph(graph, path)
+        return _constants(path)
+
+
+def _shapes(constants: dict[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in constants.items()}
 
 
 def _constants(path: Path) -> dict[str, Array]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import csv
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from barnsight_export.errors import DataMissingError, ExportError, ExportUsageError
+from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import Sam3, normalize
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import Aids, detection_loss
@@ -190,10 +190,8 @@ class Trainer:
             "counters": asdict(self.counters),
             "random": torch.get_rng_state(),
         }
-        path = self.out / CHECKPOINT
-        draft = path.with_suffix(".tmp")
-        torch.save(state, draft)
-        os.replace(draft, path)  # noqa: PTH105 - atomic, and says so
+        advice = "free some space, then go on with --resume: the checkpoint before it stands"
+        write_whole(self.out / CHECKPOINT, lambda file: torch.save(state, file), advice)
 
     def start_from(self, source: Path) -> None:
         """Take other networks as a start: the averaged ones of a run's checkpoint, or those of a model set's folder.
