@@ -3,9 +3,10 @@
     python benchmarks/pipeline.py
     python benchmarks/pipeline.py --quick --json
 
-Flat out: the frames of a simulated 1280x720 H.264 clip are decoded and taken to records as fast as they go, as
-`barnsight replay` does. Live: the same clip loops at 12 fps on a real RTSP server, and the real daemon follows it.
-`host_share` is the part of the flat-out frame time that is spent outside the engines.
+Flat out (`fps`): the frames of a simulated 1280x720 H.264 clip are decoded and taken to records as fast as they go, as
+`barnsight replay` does, the encoder one frame ahead. In turn (`in_turn_fps`, `stages_ms`, `host_share`): the same, one
+stage after the other as in the service; `host_share` is the part of its frame time that is spent outside the engines.
+Live: the same clip loops at 12 fps on a real RTSP server, and the real daemon follows it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from barnsight_engines.backend import Backend
 from barnsight_engines.loader import load_model_set
 from barnsight_engines.spec import EngineSpec
 from barnsightd.ingest.files import read_frames
-from barnsightd.replay import CAMERA, make_pipeline
+from barnsightd.replay import CAMERA, follow, half_the_cores, make_pipeline
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,12 +72,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     clip = simulate(args.work / "pen")
-    flat_out = run_flat_out(clip, args.models, rounds=1 if args.quick else 3)
-    live = run_live(clip, args.models, args.work / "live", seconds=12.0 if args.quick else 45.0)
-    for name, value in {**flat_out, **live}.items():
+    rounds = 1 if args.quick else 3
+    figures = run_flat_out(clip, args.models, rounds) | run_in_turn(clip, args.models, rounds)
+    figures |= run_live(clip, args.models, args.work / "live", seconds=12.0 if args.quick else 45.0)
+    for name, value in figures.items():
         print(f"{name:<22} {value}")
     if args.json:
-        print(json.dumps({"machine": describe_machine(), "simulated": True, **flat_out, **live}))
+        print(json.dumps({"machine": describe_machine(), "simulated": True, **figures}))
     return 0
 
 
@@ -89,7 +91,19 @@ def simulate(out: Path) -> Path:
 
 
 def run_flat_out(clip: Path, models: Path, rounds: int) -> dict[str, Any]:
-    """Take the clip to records as fast as it goes; medians over the frames of all rounds, the first ten left out."""
+    """Take the clip to records as fast as it goes; the median of the rounds."""
+    rates: list[float] = []
+    with load_model_set(models, threads=half_the_cores()) as model_set:
+        for _ in range(rounds):
+            started_ns = time.perf_counter_ns()
+            frames = read_frames(clip, camera=CAMERA)
+            count = sum(1 for _ in follow(model_set, str(PEN["species"]), frames))
+            rates.append(count * 1e9 / (time.perf_counter_ns() - started_ns))
+    return {"fps": round(statistics.median(rates), 2)}
+
+
+def run_in_turn(clip: Path, models: Path, rounds: int) -> dict[str, Any]:
+    """Take the clip to records stage by stage; medians over the frames of all rounds, the first ten left out."""
     stages_ns: dict[str, list[int]] = defaultdict(list)
     rates: list[float] = []
     shares: list[float] = []
@@ -117,7 +131,7 @@ def run_flat_out(clip: Path, models: Path, rounds: int) -> dict[str, Any]:
             rates.append(count * 1e9 / elapsed_ns)
             shares.append(1 - sum(engine.total_ns for engine in engines.values()) / elapsed_ns)
     return {
-        "fps": round(statistics.median(rates), 2),
+        "in_turn_fps": round(statistics.median(rates), 2),
         "host_share": round(statistics.median(shares), 3),
         "stages_ms": {name: round(statistics.median(times) / NS_PER_MS, 2) for name, times in stages_ns.items()},
     }

@@ -1,5 +1,8 @@
 """`barnsight replay`: a recording through the service's own pipeline, as fast as it goes, into files.
 
+Nothing arrives later than it is asked for, so the encoder works one frame ahead while the last frame is detected and
+tracked; what comes out is what the service would record.
+
     tracks.txt             MOT Challenge 2D text, frames and pixels counted from 1
     masks.jsonl            one object per track and frame with the mask as COCO run-length code
     observations.parquet   the columns that the store keeps
@@ -13,20 +16,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from barnsight_engines.loader import ModelSet, load_model_set
 from barnsightd.errors import StoreAccessError, StoreError
 from barnsightd.ingest.files import read_frames
-from barnsightd.pipeline import CameraSettings, Pipeline
+from barnsightd.pipeline import CameraSettings, Encoder, Pipeline
 from barnsightd.publish.overlay import draw, to_jpeg
 from barnsightd.store.schema import SCHEMA, to_batch
 from barnsightd.tracking.lifecycle import TrackingSettings
@@ -50,17 +57,15 @@ def replay(
 ) -> int:
     """Follow every animal in the file or picture folder `source` and leave the results in the folder `out`.
 
-    `fps` overrides the source's own rate. Raises SourceError, StoreError or EngineError.
+    `fps` overrides the source's own rate; `threads` are the cores of one engine, half of them by default, since two
+    engines run at once. Raises SourceError, StoreError or EngineError.
     """
     cv2.setNumThreads(1)  # as in the service
-    with load_model_set(models, threads=threads) as model_set, _writing(out):
-        frames = read_frames(source, camera=CAMERA, fps=fps)
-        first = tuple(itertools.islice(frames, 2))
-        pipeline = make_pipeline(model_set, species, rate_of(first))
+    with load_model_set(models, threads=threads or half_the_cores()) as model_set, _writing(out):
         started_s = time.monotonic()
         with Records(out, masks=masks, annotate=annotate) as records:
-            for frame in itertools.chain(first, frames):
-                records.add(pipeline.step(frame))
+            for result in follow(model_set, species, read_frames(source, camera=CAMERA, fps=fps)):
+                records.add(result)
             records.finish()
     elapsed_s = time.monotonic() - started_s
     print(
@@ -71,13 +76,59 @@ def replay(
     return 0
 
 
+def follow(models: ModelSet, species: str, frames: Iterator[Frame]) -> Iterator[FrameResult]:
+    """What is seen on each of `frames`, in their order."""
+    first = tuple(itertools.islice(frames, 2))
+    with EncoderAhead(models.encoder) as encoder:
+        pipeline = make_pipeline(models, species, rate_of(first), encoder)
+        for frame in encoder.look_ahead(itertools.chain(first, frames)):
+            yield pipeline.step(frame)
+
+
+def half_the_cores() -> int:
+    """What one of two engines may use, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+class EncoderAhead:
+    """Encodes frames on a thread of its own, one ahead of who takes them. A context manager that ends the thread."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._ahead: deque[tuple[NDArray[np.uint8], Future[Mapping[str, NDArray[np.float32]]]]] = deque()
+
+    def __enter__(self) -> EncoderAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def look_ahead(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """The same frames, each handed on when the next one is at the encoder; take every one to `encode` in turn."""
+        last: Frame | None = None
+        for frame in frames:
+            self._ahead.append((frame.image, self._thread.submit(self._encoder.encode, frame.image)))
+            if last is not None:
+                yield last
+            last = frame
+        if last is not None:
+            yield last
+
+    def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        """The features of the image that was handed on last. Raises what the encoder raised."""
+        expected, features = self._ahead.popleft()
+        assert image is expected
+        return features.result()
+
+
 def rate_of(first: Sequence[Frame]) -> float:
     """Frames per second, from the time between the first two; 1 for a single picture."""
     return NS_PER_S / (first[1].monotonic_ns - first[0].monotonic_ns) if len(first) == 2 else 1.0
 
 
-def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
-    """The service's pipeline for one recording: one session, a mask on every frame."""
+def make_pipeline(models: ModelSet, species: str, fps: float, encoder: Encoder | None = None) -> Pipeline:
+    """The service's pipeline for one recording: one session, a mask on every frame; the set's encoder by default."""
     settings = CameraSettings(
         species=species,
         tracking=TrackingSettings(fps=fps).for_detector(models.manifest.thresholds.score),
@@ -85,7 +136,7 @@ def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
         masks_every_s=0.0,
     )
     return Pipeline(
-        models.encoder,
+        encoder or models.encoder,
         models.detector,
         {CAMERA: settings},
         model_set=models.hash,

@@ -27,6 +27,7 @@ from barnsight_export.train.losses import (
     overlaps,
     prototype_losses,
 )
+from barnsight_export.train.muon import Muon
 from barnsight_export.train.plot import plot_log
 from barnsight_export.train.samples import (
     IGNORED,
@@ -293,7 +294,34 @@ def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path
         torch.testing.assert_close(second.model.state_dict()[name], weight)
         torch.testing.assert_close(second.average.state_dict()[name], weight)
     assert second.counters.images == 0
-    assert not second.optimizer.state
+    torch.testing.assert_close(second.aids.noised, first.aids.noised)
+    assert not any(optimizer.state for optimizer in second.optimizers)
+
+
+def test_muon_moves_a_matrix_alike_in_every_direction_and_a_kernel_as_a_matrix() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(24, 2, 3, 4) * torch.logspace(0, -2, 24)[:, None, None, None]  # rows of very unlike size
+    kernel = torch.nn.Parameter(torch.zeros(24, 2, 3, 4))
+    kernel.grad = gradient
+    Muon([kernel], lr=1.0, weight_decay=0.0).step()
+    update = -kernel.detach().flatten(1)  # (24, 24)
+    stretched = torch.linalg.svdvals(update) / (0.2 * 24**0.5)
+    assert torch.linalg.svdvals(gradient.flatten(1)).max() > 100 * torch.linalg.svdvals(gradient.flatten(1)).min()
+    assert stretched.min() > 0.2
+    assert stretched.max() < 1.3
+    assert (update * gradient.flatten(1)).sum() > 0
+
+
+def test_muon_descends_where_its_weights_decay() -> None:
+    torch.manual_seed(0)
+    wanted, weight = torch.randn(16, 20), torch.nn.Parameter(torch.zeros(16, 20))
+    muon = Muon([weight], lr=0.2, weight_decay=0.01)
+    start = (weight - wanted).square().mean().item()
+    for _ in range(60):
+        muon.zero_grad()
+        (weight - wanted).square().mean().backward()
+        muon.step()
+    assert (weight - wanted).square().mean().item() < 0.1 * start
 
 
 def test_prototypes_ask_touching_animals_to_differ() -> None:

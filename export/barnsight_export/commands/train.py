@@ -24,6 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--init", type=Path, metavar="CHECKPOINT|DIR", help="start from another run's networks, or a model set's"
     )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+    detector.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors to put under the heads")
+    detector.add_argument("--freeze", choices=["encoder", "detector"], help="a part that keeps its weights")
     plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
     plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def _train_detector(args: argparse.Namespace) -> int:
     import torch
 
+    from barnsight_export.distill.pseudo import freeze, place_student
     from barnsight_export.errors import DataMissingError, ExportUsageError
     from barnsight_export.presets import PRESETS
     from barnsight_export.train.detector import CHECKPOINT, RECIPES, Budget, Trainer, train_detector
@@ -63,12 +66,18 @@ def _train_detector(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
         torch.distributed.init_process_group("gloo")
+    if args.resume and args.student:
+        raise ExportUsageError("--student starts a run: leave it out with --resume")
     trainer = Trainer(PRESETS["nano"], recipe, args.out)
+    if args.freeze:
+        freeze(trainer, (f"{args.freeze}.",))
     if args.resume:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():
         raise ExportUsageError(f"{args.out} holds a run already: add --resume, or choose another folder")
     elif args.init is not None:
         trainer.start_from(args.init)
+    if args.student:
+        place_student(trainer, args.student)
     train_detector(trainer, budget, open_pictures)
     return 0

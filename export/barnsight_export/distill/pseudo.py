@@ -105,7 +105,7 @@ def freeze(trainer: Trainer, frozen: Sequence[str]) -> None:
     for name, parameter in trainer.model.named_parameters():
         if name.startswith(tuple(frozen)):
             parameter.requires_grad_(False)
-    for group in trainer.optimizer.param_groups:
+    for group in trainer.groups():
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
 
 

@@ -31,11 +31,13 @@ from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import Sam3, normalize
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import Aids, detection_loss
+from barnsight_export.train.muon import Muon
 from barnsight_export.train.samples import Batch, Pictures, Stream, Views, collate
 from barnsight_export.train.validation import validate
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
+_MATRIX_SIDE = 16  # a parameter this wide both ways is a matrix to Muon
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ RECIPES = {
         learning_rate=6e-4,
         warmup_steps=200,
         constant_share=0.3,
-        sizes=((0.0, 256), (0.55, 288)),
+        sizes=((0.0, 256), (0.5, 288)),
         most_animals=20,
     ),
 }
@@ -114,7 +116,7 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
         self.aids = Aids(preset.detector.width)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = _optimizer(self.model, self.aids, recipe)
+        self.optimizers = _optimizers(self.model, self.aids, recipe)
         self.counters = Counters()
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if recipe.batch % self.processes:
@@ -125,7 +127,7 @@ class Trainer:
         """One update on one batch; returns the losses."""
         recipe = self.recipe
         rate = recipe.rate(progress, self.counters.steps)
-        for group in self.optimizer.param_groups:
+        for group in self.groups():
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bf16()):
             loss, parts = detection_loss(self.model, self.aids, normalize(batch.images), batch)
@@ -134,16 +136,22 @@ class Trainer:
                 f"the loss became {loss.item()} at step {self.counters.steps}:"
                 f" resume from {self.out / CHECKPOINT} with another seed or a lower learning rate"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in self.groups() for p in group["params"]]
         self._share_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._follow()
         self.counters.steps += 1
         self.counters.images += recipe.batch
         return {"lr": rate, "loss": loss.item(), **parts}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of every optimizer."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def _share_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes."""
@@ -186,7 +194,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "aids": self.aids.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "counters": asdict(self.counters),
             "random": torch.get_rng_state(),
         }
@@ -196,6 +204,7 @@ class Trainer:
     def start_from(self, source: Path) -> None:
         """Take other networks as a start: the averaged ones of a run's checkpoint, or those of a model set's folder.
 
+        A checkpoint gives its training aids too.
         Raises DataMissingError where there are none, DataError where they are of another shape.
         """
         if source.is_dir():
@@ -203,7 +212,9 @@ class Trainer:
 
             weights = read_weights(source, self.preset)
         else:
-            weights = read_checkpoint(source)["average"]
+            state = read_checkpoint(source)
+            weights = state["average"]
+            self.aids.load_state_dict(state["aids"])
         self.model.load_state_dict(weights)
         self.average.load_state_dict(weights)
 
@@ -213,7 +224,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.aids.load_state_dict(state["aids"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.counters = Counters(**state["counters"])
         torch.set_rng_state(state["random"])
 
@@ -322,15 +334,22 @@ class _Log:
         self._sums, self._count = {}, 0
 
 
-def _optimizer(model: Sam3, aids: Aids, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW without decay on biases, norms, embeddings and prompts."""
-    decayed: list[nn.Parameter] = []
+def _optimizers(model: Sam3, aids: Aids, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon on the matrices, AdamW on the rest; no decay on biases, norms, embeddings and prompts."""
+    matrices: list[nn.Parameter] = []
+    narrow: list[nn.Parameter] = []  # last layers of a few outputs, and depthwise kernels
     free: list[nn.Parameter] = []
     for name, parameter in [*model.named_parameters(), *aids.named_parameters()]:
         embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
-        (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        if parameter.ndim < 2 or embedding:
+            free.append(parameter)
+        else:
+            (matrices if min(parameter.flatten(1).shape) >= _MATRIX_SIDE else narrow).append(parameter)
+    groups = [{"params": narrow, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return (
+        Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True),
+    )
 
 
 def _fast_bf16() -> bool:
