@@ -81,7 +81,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     groups = {name: clips[:2] for name, clips in list(GROUPS.items())[:1]} if args.quick else GROUPS
-    results = {name: [judge(clip, args.models, args.work) for clip in clips] for name, clips in groups.items()}
+    clips, tracks = args.work / "clips", args.work / "tracks"
+    results = {name: [judge(clip, args.models, clips, tracks) for clip in group] for name, group in groups.items()}
     table = to_markdown(groups, results, args.models)
     print(table)
     if args.out:
@@ -92,9 +93,9 @@ def main() -> int:
     return 0
 
 
-def judge(clip: Clip, models: Path, work: Path) -> dict[str, Any]:
-    """Render, follow and evaluate one clip; gives the figures of `evaluate tracking`."""
-    truth, tracks = work / "clips" / clip.name, work / "tracks" / clip.name
+def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, Any]:
+    """Render a clip into the folder `clips`, follow it into `followed`; gives the figures of `evaluate tracking`."""
+    truth, tracks = clips / clip.name, followed / clip.name
     if not (truth / "scene.json").exists():
         simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
         size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]

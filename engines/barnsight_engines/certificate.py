@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,27 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp16": Tolerance(cosine=0.999, difference=0.05, mask_iou=0.98, score_difference=0.02),
     "int8": Tolerance(cosine=0.98, difference=0.5, mask_iou=0.9, score_difference=0.1),
 }
+
+
+# These work on crops and records, not on what the engines before them answer.
+STANDING_ALONE: tuple[Role, ...] = ("embedder", "behavior")
+
+
+def judged_as(engines: Sequence[EngineEntry]) -> list[Precision]:
+    """The precision by whose limits each of `engines`, in the order in which they run, is judged.
+
+    It is the coarsest of its own and of those of the engines before it, on whose answers it works.
+    """
+    fineness: tuple[Precision, ...] = get_args(Precision)
+    so_far: Precision = fineness[0]
+    judged: list[Precision] = []
+    for entry in engines:
+        if entry.role in STANDING_ALONE:
+            judged.append(entry.precision)
+            continue
+        so_far = max(so_far, entry.precision, key=fineness.index)
+        judged.append(so_far)
+    return judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +191,17 @@ def draw_up(
     measured: Mapping[str, tuple[Parity, ...]],
 ) -> Certificate:
     """The certificate of `engines`, each with its file, out of what `measure` found; the verdict follows from it."""
+    limits = [TOLERANCES[precision] for precision in judged_as([entry for entry, _ in engines])]
     records = tuple(
         EngineRecord(
             file=path.name,
             sha256=sha256_of(path),
             role=entry.role,
             precision=entry.precision,
-            limits=TOLERANCES[entry.precision],
+            limits=limit,
             outputs=measured[entry.role],
         )
-        for entry, path in engines
+        for (entry, path), limit in zip(engines, limits, strict=True)
     )
     return Certificate(
         model_set=model_set,
@@ -193,7 +215,8 @@ def draw_up(
 def certify(path: Path, engines: Sequence[tuple[Backend, Precision]]) -> tuple[Parity, ...]:
     """Run the engines on the input in the golden file `path` and compare every answer that is kept there.
 
-    Raises ModelSetDataError naming the first output that is too far off, or what the golden file lacks.
+    Each engine comes with the precision that it is judged as. Raises ModelSetDataError naming the first output that
+    is too far off, or what the golden file lacks.
     """
     measured = measure(path, read_arrays(path), [backend for backend, _ in engines])
     for backend, precision in engines:

@@ -30,6 +30,7 @@ from barnsight_engines.certificate import (
     answers,
     certify,
     draw_up,
+    judged_as,
     measure,
     read_certificate,
 )
@@ -109,8 +110,7 @@ def load_model_set(path: Path, *, runtime: str = "auto", threads: int | None = N
         backends = [
             opened.enter_context(closing(_open(path, path / chosen, entry, chosen, threads))) for entry in entries
         ]
-        precisions = [entry.precision for entry in entries]
-        parity = certify(path / manifest.golden.file, list(zip(backends, precisions, strict=True)))
+        parity = certify(path / manifest.golden.file, list(zip(backends, judged_as(entries), strict=True)))
         opened.pop_all()
     encoder, detector = backends
     return ModelSet(
@@ -144,7 +144,7 @@ def issue_certificate(folder: Path, manifest: Manifest, set_hash: str, built: Pa
     golden = read_arrays(golden_path)
     with ExitStack() as opened:
         engines = _open_all(folder, built, manifest, "onnxruntime", opened)
-        certify(golden_path, list(zip(engines, (entry.precision for entry in manifest.engines), strict=True)))
+        certify(golden_path, list(zip(engines, judged_as(manifest.engines), strict=True)))
         reference = answers(golden_path, golden, engines)
     with ExitStack() as opened:
         engines = _open_all(folder, built, manifest, machine.runtime, opened)

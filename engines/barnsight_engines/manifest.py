@@ -7,7 +7,8 @@
     ├── behaviors                                      labels, empty until the set has a behavior engine
     ├── thresholds    score, nms_iou, containment
     ├── engines[]     role, file, sha256, precision, inputs[], outputs[]
-    └── golden        file, sha256                     inputs and outputs that a runtime must reproduce
+    ├── golden        file, sha256                     inputs and outputs that a runtime must reproduce
+    └── tracker       file, sha256                     what a tracking session computes itself; null without a tracker
 
 The set's hash is the manifest's own SHA-256: since the manifest holds every file's, it names the whole set.
 `export` writes manifests with this same model: `manifest.model_dump_json(indent=2)`.
@@ -115,12 +116,13 @@ class Manifest(Entry):
     thresholds: Thresholds
     engines: tuple[EngineEntry, ...]
     golden: FileEntry
+    tracker: FileEntry | None = None
     trained_on: str
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the set besides the manifest."""
-        return (*self.engines, self.concepts, self.golden)
+        return (*self.engines, self.concepts, self.golden, *([self.tracker] if self.tracker else []))
 
     @field_validator("engines")
     @classmethod

@@ -5,6 +5,7 @@
     barnsight-export train detector --recipe nano --data DIR --out DIR
     barnsight-export distill --data DIR --format videos --student nano --teacher FILE --out DIR
     barnsight-export export --preset nano --checkpoint FILE --out engines/nano
+    barnsight-export quantize engines/nano --precision int8 --data DIR --out DIR
     barnsight-export build --models DIR
     barnsight-export certify --models DIR
     barnsight-export evaluate tracking --truth DIR/gt.txt --tracks tracks.txt --json
@@ -28,7 +29,7 @@ from typing import NoReturn
 from barnsight_engines.errors import EngineError
 from barnsight_export.errors import ExportError, ExportUsageError, RequirementMissingError
 
-COMMANDS = ("simulate", "serve", "train", "distill", "export", "build", "certify", "evaluate", "params")
+COMMANDS = ("simulate", "serve", "train", "distill", "export", "quantize", "build", "certify", "evaluate", "params")
 
 
 class _Parser(argparse.ArgumentParser):

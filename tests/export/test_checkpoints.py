@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,16 @@ from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoCon
 from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoModel
 
 from barnsight_export import checkpoints
+from barnsight_export.assemble import assemble_detection, assemble_embedder, assemble_tracker
 from barnsight_export.checkpoints import TextEncoder, embed_concepts, load_dinov3, load_sam3, load_tiny_vit, read
+from barnsight_export.cli import main
 from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
 from barnsight_export.networks.sam3 import Detector, DetectorConfig, NeckedTrunk
 from barnsight_export.networks.student import TrunkStudent, TrunkStudentConfig
 from barnsight_export.networks.tinyvit import TinyViT, TinyViTConfig
 from barnsight_export.networks.tracker import Tracker, TrackerConfig
+from barnsight_export.presets import Preset
 
 Weights = dict[str, torch.Tensor]
 
@@ -45,6 +49,7 @@ TRACKER = TrackerConfig(
     grid=4, width=32, memory_width=8, attention_layers=1, feed_forward=64, decoder_heads=2, memories=3
 )
 EMBEDDER = EmbedderConfig(width=24, layers=2, heads=2)
+SMALL = Preset("small", 32, 4, ("pig", "sow"), STUDENT, DETECTOR, prompt_tokens=3)
 
 
 def sam3_config() -> Sam3Config:
@@ -312,3 +317,47 @@ def test_the_text_encoder_needs_the_whole_repository(sam3_folder: Path) -> None:
     CLIPTextConfig().save_pretrained(sam3_folder)
     with pytest.raises(DataError, match="describes 'clip_text_model', not SAM 3"):
         embed_concepts(sam3_folder, ["pig"])
+
+
+def test_a_distilled_student_under_public_heads_becomes_the_networks_of_a_preset(sam3_folder: Path) -> None:
+    torch.manual_seed(1)
+    student = TrunkStudent(STUDENT)
+    path = write(sam3_folder / "student.safetensors", student.state_dict())
+    model = assemble_detection(SMALL, path, sam3_folder)
+    tracker = assemble_tracker(sam3_folder, TRACKER)
+    public = read(sam3_folder)
+    detector = model.detector.detr_decoder.presence_token.weight
+    assert torch.equal(model.encoder.trunk.laterals[0][0].weight, student.laterals[0][0].weight)
+    assert torch.equal(model.encoder.conv_s0.bias, public["tracker_model.mask_decoder.conv_s0.bias"])
+    assert torch.equal(detector, public["detector_model.detr_decoder.presence_token.weight"])
+    assert torch.equal(model.concepts[1], embed_concepts(sam3_folder, ["sow"])["sow"])
+    assert torch.equal(tracker.no_memory_embedding, public["tracker_model.no_memory_embedding"])
+
+    longer = replace(SMALL, concepts=("pig", "pig sow"))
+    with pytest.raises(DataError, match=r"the prompt of 'pig sow' must be \(3, 32\) \(tokens, width\), got \(4, 32\)"):
+        assemble_detection(longer, path, sam3_folder)
+    with pytest.raises(DataError, match="does not fit TrunkStudent"):
+        assemble_detection(SMALL, sam3_folder / "model.safetensors", sam3_folder)
+
+
+def test_an_embedder_is_ready_for_export(tmp_path: Path) -> None:
+    weights = Embedder(EMBEDDER).backbone.state_dict()
+    embedder = assemble_embedder(write(tmp_path / "model.safetensors", weights), EMBEDDER)
+    assert not embedder.training
+    assert torch.equal(embedder.backbone.embeddings.cls_token, weights["embeddings.cls_token"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--preset", "orin", "--student", "s.safetensors"), "--student needs --sam3"),
+        (("--preset", "nano", "--student", "s.safetensors"), "choose --preset orin or orin-b"),
+        (("--preset", "orin", "--random-weights", "--dinov3", "d"), "--random-weights takes the place of"),
+    ],
+)
+def test_networks_that_do_not_go_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert main(["export", *options, "--out", str(tmp_path / "out")]) == 64
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from barnsight_export.errors import DataMissingError, ExportUsageError
+from barnsight_export.commands.frames import add_frames_options, open_frames
+from barnsight_export.errors import ExportUsageError
 
 if TYPE_CHECKING:
-    from barnsight_export.distill.frames import Frames
     from barnsight_export.distill.teacher import Tap
     from barnsight_export.distill.train import Recipe
     from barnsight_export.presets import Preset
@@ -36,15 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of videos, clips or pictures")
-    data.add_argument(
-        "--format",
-        choices=("videos", "edinburgh", "simulated"),
-        default="videos",
-        help="any videos; the Edinburgh pig clips by the authors' split; pictures of `simulate --pictures`",
-    )
-    data.add_argument("--frames", type=int, default=600, help="frames taken from each video, evenly (default 600)")
+    add_frames_options(parser.add_argument_group("data"), required=True, frames_each=600)
     networks = parser.add_argument_group("networks")
     networks.add_argument("--student", default="nano", metavar="PRESET", help="preset of the student (default nano)")
     networks.add_argument(
@@ -142,48 +133,16 @@ def _label(args: argparse.Namespace, preset: Preset) -> int:
     import torch
 
     from barnsight_export.distill.build import build_labeler
-    from barnsight_export.distill.pseudo import write_pictures
+    from barnsight_export.distill.pseudo import LABELED_PX, write_pictures
 
     train, validation = open_frames(args.format, args.data, args.frames)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     labeler = build_labeler(preset, args.teacher, args.labels)
     for split, frames in (("train", train), ("val", validation)):
-        write_pictures(frames, labeler, args.out / split, concept=preset.concepts.index(args.labels))
+        concept, size_px = preset.concepts.index(args.labels), max(LABELED_PX, preset.image_size)
+        write_pictures(frames, labeler, args.out / split, concept=concept, size_px=size_px)
     return os.EX_OK
-
-
-def open_frames(kind: str, folder: Path, frames_each: int) -> tuple[Frames, Frames]:
-    """Frames to train on and frames to validate with; says on stderr which videos it leaves out.
-
-    Raises DataMissingError where there is nothing, DataError where nothing can be read.
-    """
-    from barnsight_export.datasets.edinburgh import SPLIT, find_clips, labeled_frames
-    from barnsight_export.datasets.videos import find_videos, split_videos
-
-    if kind == "edinburgh":
-        train, validation = (
-            labeled_frames(find_clips(folder, SPLIT[split]), frames_each) for split in ("train", "val")
-        )
-        return train, validation
-    if kind == "simulated":
-        return _pictures(folder / "train"), _pictures(folder / "val")
-    found = find_videos(folder, frames_each)
-    if found.broken:
-        names = ", ".join(str(path.relative_to(folder)) for path in found.broken)
-        total = len(found.videos) + len(found.broken)
-        print(f"{folder}: left out {len(found.broken)} of {total} videos, broken: {names}", file=sys.stderr)
-    return split_videos(found.videos)
-
-
-def _pictures(folder: Path) -> Frames:
-    from barnsight_export.datasets.simulated import Pictures
-    from barnsight_export.distill.frames import Images
-
-    try:
-        return Images(Pictures(folder))
-    except FileNotFoundError as error:
-        raise DataMissingError(f"{error} (barnsight-export simulate --pictures does)") from None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

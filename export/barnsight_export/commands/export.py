@@ -1,6 +1,8 @@
 """`barnsight-export export`: networks to a model set of ONNX engines and their manifest.
 
 barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --data pictures --out engines/nano
+barnsight-export export --preset orin --student runs/a/student.safetensors --sam3 checkpoints/sam3 \\
+    --dinov3 checkpoints/dinov3 --out build/orin
 barnsight-export export --preset orin-b --random-weights --out build/orin-b
 """
 
@@ -12,7 +14,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from barnsight_export.errors import ExportUsageError
+
 if TYPE_CHECKING:
+    from barnsight_export.networks.sam3 import Sam3
     from barnsight_export.onnx.graph import Differences
     from barnsight_export.presets import Preset
 
@@ -36,6 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="every engine of the preset, with weights by lot: for compile checks and timing, never for animals",
     )
+    weights.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors of a distillation")
+    parser.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: tracker, and heads for --student")
+    parser.add_argument("--dinov3", type=Path, metavar="DIR", help="facebook/dinov3-vits16…: the embedder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model set")
     parser.add_argument("--data", type=Path, help="folder with val/, to choose the score threshold and golden input on")
     parser.add_argument("--trained-on", default="simulated barns only", help="what the manifest says of the data")
@@ -56,12 +64,12 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
     import torch
 
     from barnsight_export.networks.sam3 import normalize
-    from barnsight_export.onnx.export import export_model_set
-    from barnsight_export.train.detector import load_trained
+    from barnsight_export.onnx.export import TOLERANCE, export_model_set
     from barnsight_export.train.samples import Simulated
     from barnsight_export.train.validation import best_threshold
 
-    model = load_trained(args.checkpoint, preset)
+    public = _public_networks(args, preset)
+    model = _detection(args, preset)
     chosen: dict[str, Any] = {}
     if args.data is not None:
         pictures = Simulated(args.data / "val")
@@ -69,14 +77,49 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
         image = cv2.resize(pictures[0].image, (preset.image_size,) * 2, interpolation=cv2.INTER_AREA)
         chosen = {"score": score, "golden_image": normalize(torch.from_numpy(image)[None]).contiguous().numpy()}
         print(f"score threshold {score}, where F1 is best on {min(_PICTURES, len(pictures))} validation pictures")
-    export_model_set(model, preset, args.out, trained_on=args.trained_on, report=_report, **chosen)
+    # the larger the logits, the larger what FP32 leaves open: at SAM 3's size only its share counts
+    tolerance = TOLERANCE if preset.name == "nano" else math.inf
+    export_model_set(
+        model, preset, args.out, trained_on=args.trained_on, tolerance=tolerance, report=_report, **public, **chosen
+    )
+
+
+def _detection(args: argparse.Namespace, preset: Preset) -> Sam3:
+    """Encoder and detector: of a training run, or a student under SAM 3's heads."""
+    if args.checkpoint is not None:
+        from barnsight_export.train.detector import load_trained
+
+        return load_trained(args.checkpoint, preset)
+    from barnsight_export.assemble import assemble_detection
+
+    if args.sam3 is None:
+        raise ExportUsageError("--student needs --sam3: the heads that it was distilled for")
+    return assemble_detection(preset, args.student, args.sam3)
+
+
+def _public_networks(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    """The engines besides encoder and detector, and the tracker that some of them are of."""
+    if preset.name == "nano" and (args.student or args.sam3 or args.dinov3):
+        raise ExportUsageError("--student, --sam3 and --dinov3 are of SAM 3's size: choose --preset orin or orin-b")
+    if args.sam3 is None and args.dinov3 is None:
+        return {}
+    from barnsight_export.assemble import assemble_embedder, assemble_tracker
+    from barnsight_export.networks.tracker import TrackerConfig
+    from barnsight_export.onnx import roles
+
+    tracker = assemble_tracker(args.sam3, TrackerConfig(grid=preset.grid)) if args.sam3 else None
+    more = [*(roles.tracker_graphs(tracker) if tracker else ())]
+    if args.dinov3 is not None:
+        more.append(roles.embedder(assemble_embedder(args.dinov3)))
+    return {"more": more, "tracker": tracker}
 
 
 def _export_random(args: argparse.Namespace, preset: Preset) -> None:
-    from barnsight_export.errors import ExportUsageError
     from barnsight_export.onnx.export import export_model_set
     from barnsight_export.onnx.random_weights import random_networks
 
+    if args.sam3 is not None or args.dinov3 is not None:
+        raise ExportUsageError("--random-weights takes the place of --sam3 and --dinov3: leave them out")
     if args.data is not None:
         raise ExportUsageError("--data chooses a threshold for trained weights; leave it out with --random-weights")
     networks = random_networks(preset, _SEED)

@@ -7,7 +7,7 @@ and on any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,32 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from barnsight_export.datasets.simulated import Pictures
+from barnsight_export.datasets.frames import Frames
 from barnsight_export.distill.augment import PLAIN, Augmentation
 from barnsight_export.distill.cache import frame_key
 
 Place = tuple[int, int, int]  # frame, epoch, place in the epoch
-
-
-class Frames(Protocol):
-    """A store of frames (H, W, 3) uint8 RGB; sizes may differ."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-
-
-class Images:
-    """The pictures of a simulated store without their truth."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._pictures[index][0]
 
 
 class Shown(NamedTuple):

@@ -20,15 +20,16 @@ from tqdm import tqdm
 from barnsight_engines.detector import Detections, decode
 from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import to_image
-from barnsight_export.checkpoints import load, read
+from barnsight_export.assemble import load_student
+from barnsight_export.datasets.frames import Frames
 from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD
-from barnsight_export.distill.frames import Frames
 from barnsight_export.files import write_whole
-from barnsight_export.networks.sam3 import NeckedTrunk, normalize
+from barnsight_export.networks.sam3 import normalize
 from barnsight_export.train.detector import Budget, Trainer, train_detector
 from barnsight_export.train.samples import Pictures
 
 SURE, DOUBTFUL = 0.5, 0.25
+LABELED_PX = 384  # as large as the simulated pictures
 
 Detect = Callable[[NDArray[np.uint8]], Detections]
 """A frame (S, S, 3) uint8 RGB to its animals, best first."""
@@ -66,7 +67,7 @@ def instance_map(found: Detections) -> tuple[NDArray[np.uint8], NDArray[np.float
 
 
 def write_pictures(
-    frames: Frames, detect: Detect, out: Path, *, concept: int, size_px: int = 384, show_progress: bool = True
+    frames: Frames, detect: Detect, out: Path, *, concept: int, size_px: int = LABELED_PX, show_progress: bool = True
 ) -> None:
     """Label `frames` and write them as pictures of `size_px` into shards under `out`; complete shards are kept.
 
@@ -110,14 +111,9 @@ def freeze(trainer: Trainer, frozen: Sequence[str]) -> None:
 
 
 def place_student(trainer: Trainer, path: Path) -> None:
-    """Put a distilled student (`student.safetensors`) in the encoder's place, in the network and in its average.
-
-    Raises DataMissingError where there is none, DataError where it is damaged or made for another encoder.
-    """
-    weights = read(path)
+    """Put a distilled student in the encoder's place, in the network and in its average; raises as `load_student`."""
     for model in (trainer.model, trainer.average):
-        encoder = model.encoder
-        load(path, encoder.trunk if isinstance(encoder, NeckedTrunk) else encoder, weights)
+        load_student(path, model)
 
 
 def _write_shard(images: Sequence[NDArray[np.uint8]], detect: Detect, out: Path, shard: int, concept: int) -> None:

@@ -28,9 +28,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from barnsight_export.datasets.frames import Frames
 from barnsight_export.distill.augment import Augmentation, flip, view
 from barnsight_export.distill.cache import CachedTeacher, FeatureCache
-from barnsight_export.distill.frames import Frames, Shown, Shuffled, Squares, as_input, batch_count, stack
+from barnsight_export.distill.frames import Shown, Shuffled, Squares, as_input, batch_count, stack
 from barnsight_export.distill.journal import Board, Row, write_log
 from barnsight_export.distill.losses import (
     FOUR_TERMS,

@@ -6,7 +6,6 @@ tracker's parts once per frame for all animals together, the embedder for a few 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from barnsight_engines.manifest import (
     Manifest,
     Normalization,
     Thresholds,
+    sha256_of,
 )
 from barnsight_export.files import written_aside
 from barnsight_export.networks.compact import CompactStudent
@@ -106,7 +106,7 @@ def export_model_set(
         _write_arrays(aside / "golden.npz", golden_run(graphs, given))
         if tracker is not None:
             _write_arrays(aside / SESSION_FILE, session_constants(tracker))
-        manifest = _manifest(model, preset, aside, graphs, trained_on, score)
+        manifest = _manifest(model, preset, aside, graphs, trained_on, score, SESSION_FILE if tracker else None)
         (aside / FILE_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Exported(folder, differences, outputs)
 
@@ -178,17 +178,21 @@ def session_constants(tracker: Tracker) -> Arrays:
 
 
 def _manifest(
-    model: Sam3, preset: Preset, folder: Path, graphs: Sequence[Graph], trained_on: str, score: float
+    model: Sam3,
+    preset: Preset,
+    folder: Path,
+    graphs: Sequence[Graph],
+    trained_on: str,
+    score: float,
+    session_file: str | None,
 ) -> Manifest:
-    def sha256(name: str) -> str:
-        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
     def engine(graph: Graph) -> EngineEntry:
         inputs, outputs = tensor_specs(folder / graph.file)
         return EngineEntry(
             role=graph.role,
             file=graph.file,
-            sha256=sha256(graph.file),
+            sha256=sha256_of(folder / graph.file),
             precision="fp32",
             inputs=inputs,
             outputs=outputs,
@@ -203,11 +207,14 @@ def _manifest(
         grid=preset.grid,
         mask_size=preset.mask_size,
         normalization=Normalization(mean=half, std=half),
-        concepts=ConceptsEntry(file="concepts.npz", sha256=sha256("concepts.npz"), names=model.concept_names),
+        concepts=ConceptsEntry(
+            file="concepts.npz", sha256=sha256_of(folder / "concepts.npz"), names=model.concept_names
+        ),
         behaviors=(),
         thresholds=Thresholds(score=score, nms_iou=0.5),
         engines=tuple(engine(graph) for graph in graphs),
-        golden=FileEntry(file="golden.npz", sha256=sha256("golden.npz")),
+        golden=FileEntry(file="golden.npz", sha256=sha256_of(folder / "golden.npz")),
+        tracker=FileEntry(file=session_file, sha256=sha256_of(folder / session_file)) if session_file else None,
         trained_on=trained_on,
     )
 

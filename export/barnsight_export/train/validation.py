@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 from torch.nn import functional as F
 
-from barnsight_export.networks.sam3 import Detection, Sam3, normalize
+from barnsight_export.networks.sam3 import Detection, normalize
 from barnsight_export.train.samples import TARGET, Pictures, find_targets
 
 _KEPT_SCORE = 0.02
@@ -53,15 +54,18 @@ class _Judged:
     ignored: NDArray[np.bool_]
 
 
-def validate(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> Score:
-    """Score `model` on the first `limit` pictures at `size_px`, each prompted with its own species."""
+def validate(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> Score:
+    """Score `model` on the first `limit` pictures at `size_px`, each prompted with its own species.
+
+    `model` takes image and concept and gives a `Detection`.
+    """
     judged = _judge(model, pictures, size_px, limit)
     animals, hits, extra = _totals(judged, _SURE_SCORE)
     ap50, ap75 = _average_precision(judged, size_px)
     return Score(ap50, ap75, hits / max(1, animals), extra / max(1, len(judged)))
 
 
-def best_threshold(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> float:
+def best_threshold(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> float:
     """The score from which on to trust a detection: where F1 is highest on the first `limit` pictures."""
     judged = _judge(model, pictures, size_px, limit)
 
@@ -73,7 +77,7 @@ def best_threshold(model: Sam3, pictures: Pictures, size_px: int, limit: int) ->
 
 
 @torch.no_grad()
-def _judge(model: Sam3, pictures: Pictures, size_px: int, limit: int) -> list[_Judged]:
+def _judge(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> list[_Judged]:
     was_training = model.training
     model.eval()
     judged = []
