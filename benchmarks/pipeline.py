@@ -5,7 +5,7 @@
 
 Flat out (`fps`): the frames of a simulated 1280x720 H.264 clip are decoded and taken to records as fast as they go, as
 `barnsight replay` does, the encoder one frame ahead. In turn (`in_turn_fps`, `stages_ms`, `host_share`): the same, one
-stage after the other as in the service; `host_share` is the part of its frame time that is spent outside the engines.
+stage after the other; `host_share` is the part of its frame time that is spent outside the engines.
 Live: the same clip loops at 12 fps on a real RTSP server, and the real daemon follows it.
 """
 
@@ -119,9 +119,9 @@ def run_in_turn(clip: Path, models: Path, rounds: int) -> dict[str, Any]:
             count, started_ns = 0, time.perf_counter_ns()
             for frame in read_frames(clip, camera=CAMERA):
                 before = {name: engine.total_ns for name, engine in engines.items()}
-                result = pipeline.step(frame)
+                result = pipeline.follow(pipeline.encode(frame))
                 count += 1
-                if count <= 10:
+                if result is None or count <= 10:
                     continue
                 for stage, duration_ns in result.stage_ns.items():
                     stages_ns[stage].append(duration_ns)

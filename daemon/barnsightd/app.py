@@ -151,7 +151,9 @@ class Service:
             number_session=store.begin_session,
             clock_ns=time.perf_counter_ns,
         )
-        self._scheduler = Scheduler(self._slots, self._pipeline.step, self._deliver, self._drop)
+        self._scheduler = Scheduler(
+            self._slots, self._pipeline.encode, self._pipeline.follow, self._deliver, self._drop
+        )
         self._watchdog = Watchdog(
             self._notifier,
             {

@@ -1,7 +1,8 @@
 """One frame's way through the house: encode, detect, track, record. No threads, no I/O, no clock of its own.
 
-Everything that differs between machines is handed in by `app`: the engines, the settings per camera, a stopwatch,
-and what numbers a session.
+It comes in two halves, so that the next frame can be encoded while this one is followed: `encode` touches nothing but
+the encoder, `follow` owns the rest. Everything that differs between machines is handed in by `app`: the engines, the
+settings per camera, a stopwatch, and what numbers a session.
 """
 
 from __future__ import annotations
@@ -53,6 +54,15 @@ class CameraSettings:
     tracking: TrackingSettings
     session_ns: int
     masks_every_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A frame with its features, and how long they took."""
+
+    frame: Frame
+    features: Mapping[str, NDArray[np.float32]]
+    duration_ns: int
 
 
 class Stopwatch:
@@ -107,23 +117,31 @@ class Pipeline:
         self._open: dict[str, _OpenSession] = {}
         self.keeps_masks = True
 
-    def step(self, frame: Frame) -> FrameResult:
-        """Take one frame all the way to its records."""
-        settings = self._cameras[frame.camera]
-        opened = self._session_of(frame, settings)
-        height, width = frame.image.shape[:2]
+    def encode(self, frame: Frame) -> Encoded:
+        """The first half of a frame's way; it may run on a thread of its own, one frame after the other."""
         watch = Stopwatch(self._clock_ns)
         features = self._encoder.encode(frame.image)
         watch.lap("encoder")
+        return Encoded(frame, features, watch.laps_ns["encoder"])
+
+    def follow(self, encoded: Encoded) -> FrameResult | None:
+        """The second half, all the way to the records; None where the frame's camera has been taken out meanwhile."""
+        frame = encoded.frame
+        settings = self._cameras.get(frame.camera)
+        if settings is None:
+            return None
+        opened = self._session_of(frame, settings)
+        height, width = frame.image.shape[:2]
+        watch = Stopwatch(self._clock_ns)
         detections = self._detector.detect(
-            features, (height, width), settings.species, min_score=settings.tracking.min_score
+            encoded.features, (height, width), settings.species, min_score=settings.tracking.min_score
         )
         watch.lap("detector")
-        tracks = opened.session.step(detections, frame.monotonic_ns, features)
+        tracks = opened.session.step(detections, frame.monotonic_ns, encoded.features)
         watch.lap("tracking")
         observations = self._record(frame, opened, settings, tracks)
         watch.lap("records")
-        return FrameResult(frame, tracks, observations, watch.laps_ns)
+        return FrameResult(frame, tracks, observations, {"encoder": encoded.duration_ns, **watch.laps_ns})
 
     def set_cameras(self, cameras: Mapping[str, CameraSettings]) -> None:
         """Take new settings; a camera that changed or went away starts over with an empty session."""

@@ -19,25 +19,25 @@ import json
 import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import cv2
-import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from barnsight_engines.loader import ModelSet, load_model_set
 from barnsightd.errors import StoreAccessError, StoreError
 from barnsightd.ingest.files import read_frames
-from barnsightd.pipeline import CameraSettings, Encoder, Pipeline
+from barnsightd.pipeline import CameraSettings, Pipeline
 from barnsightd.publish.overlay import draw, to_jpeg
 from barnsightd.store.schema import SCHEMA, to_batch
 from barnsightd.tracking.lifecycle import TrackingSettings
 from barnsightd.types import Frame, FrameResult, Observation
+
+T = TypeVar("T")
 
 CAMERA = "replay"
 NS_PER_S = 1_000_000_000
@@ -79,10 +79,27 @@ def replay(
 def follow(models: ModelSet, species: str, frames: Iterator[Frame]) -> Iterator[FrameResult]:
     """What is seen on each of `frames`, in their order."""
     first = tuple(itertools.islice(frames, 2))
-    with EncoderAhead(models.encoder) as encoder:
-        pipeline = make_pipeline(models, species, rate_of(first), encoder)
-        for frame in encoder.look_ahead(itertools.chain(first, frames)):
-            yield pipeline.step(frame)
+    pipeline = make_pipeline(models, species, rate_of(first))
+    for encoded in encode_ahead(pipeline.encode, itertools.chain(first, frames)):
+        result = pipeline.follow(encoded)
+        assert result is not None  # the one camera is always there
+        yield result
+
+
+def encode_ahead(encode: Callable[[Frame], T], frames: Iterable[Frame]) -> Iterator[T]:
+    """Each frame encoded, in their order; the next one is encoded on a thread of its own while the last is followed.
+
+    Raises what `encode` raised, with the frame that it met.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="encoder") as thread:
+        last: Future[T] | None = None
+        for frame in frames:
+            following = thread.submit(encode, frame)
+            if last is not None:
+                yield last.result()
+            last = following
+        if last is not None:
+            yield last.result()
 
 
 def half_the_cores() -> int:
@@ -90,45 +107,13 @@ def half_the_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-class EncoderAhead:
-    """Encodes frames on a thread of its own, one ahead of who takes them. A context manager that ends the thread."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._ahead: deque[tuple[NDArray[np.uint8], Future[Mapping[str, NDArray[np.float32]]]]] = deque()
-
-    def __enter__(self) -> EncoderAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def look_ahead(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The same frames, each handed on when the next one is at the encoder; take every one to `encode` in turn."""
-        last: Frame | None = None
-        for frame in frames:
-            self._ahead.append((frame.image, self._thread.submit(self._encoder.encode, frame.image)))
-            if last is not None:
-                yield last
-            last = frame
-        if last is not None:
-            yield last
-
-    def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        """The features of the image that was handed on last. Raises what the encoder raised."""
-        expected, features = self._ahead.popleft()
-        assert image is expected
-        return features.result()
-
-
 def rate_of(first: Sequence[Frame]) -> float:
     """Frames per second, from the time between the first two; 1 for a single picture."""
     return NS_PER_S / (first[1].monotonic_ns - first[0].monotonic_ns) if len(first) == 2 else 1.0
 
 
-def make_pipeline(models: ModelSet, species: str, fps: float, encoder: Encoder | None = None) -> Pipeline:
-    """The service's pipeline for one recording: one session, a mask on every frame; the set's encoder by default."""
+def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
+    """The service's pipeline for one recording: one session, a mask on every frame."""
     settings = CameraSettings(
         species=species,
         tracking=TrackingSettings(fps=fps).for_detector(models.manifest.thresholds.score),
@@ -136,7 +121,7 @@ def make_pipeline(models: ModelSet, species: str, fps: float, encoder: Encoder |
         masks_every_s=0.0,
     )
     return Pipeline(
-        encoder or models.encoder,
+        models.encoder,
         models.detector,
         {CAMERA: settings},
         model_set=models.hash,

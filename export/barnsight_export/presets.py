@@ -37,8 +37,8 @@ class Preset:
 
 NANO = Preset(
     name="nano",
-    image_size=288,
-    grid=18,
+    image_size=320,
+    grid=20,
     concepts=("pig", "cow"),
     student=CompactConfig(),
     detector=DetectorConfig(

@@ -13,7 +13,7 @@ from barnsight_engines.detector import Detections
 from barnsight_engines.masks import decode_rle
 from barnsightd.pipeline import CameraSettings, Pipeline
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.types import Frame
+from barnsightd.types import Frame, FrameResult
 
 S = 1_000_000_000
 HEIGHT_PX, WIDTH_PX = 90, 160
@@ -65,9 +65,15 @@ def make_frame(index: int, at_s: float) -> Frame:
     )
 
 
+def step(pipeline: Pipeline, frame: Frame) -> FrameResult:
+    result = pipeline.follow(pipeline.encode(frame))
+    assert result is not None
+    return result
+
+
 def test_a_pig_that_walks_is_recorded_under_one_number() -> None:
     pipeline, pig = make_pipeline()
-    results = [pipeline.step(make_frame(i, i / 5)) for i in range(5)]
+    results = [step(pipeline, make_frame(i, i / 5)) for i in range(5)]
     seen = [observation for result in results for observation in result.observations]
     assert [(s.frame, s.track, s.session) for s in seen] == [(i, 1, 1) for i in range(5)]
     assert seen[3].box_px == (12.0, 20.0, 52.0, 50.0)
@@ -78,7 +84,7 @@ def test_a_pig_that_walks_is_recorded_under_one_number() -> None:
 
 def test_masks_are_kept_once_a_second_and_areas_always() -> None:
     pipeline, _ = make_pipeline()
-    seen = [pipeline.step(make_frame(i, i / 5)).observations[0] for i in range(7)]
+    seen = [step(pipeline, make_frame(i, i / 5)).observations[0] for i in range(7)]
     assert [bool(s.mask_rle) for s in seen] == [True, False, False, False, False, True, False]
     mask = decode_rle(seen[0].mask_rle, seen[0].mask_size)
     assert mask.shape == (HEIGHT_PX, WIDTH_PX)
@@ -89,32 +95,40 @@ def test_masks_are_kept_once_a_second_and_areas_always() -> None:
 def test_masks_are_shed_on_request() -> None:
     pipeline, _ = make_pipeline()
     pipeline.keeps_masks = False
-    assert pipeline.step(make_frame(0, 0.0)).observations[0].mask_rle == b""
+    assert step(pipeline, make_frame(0, 0.0)).observations[0].mask_rle == b""
 
 
 def test_a_session_that_is_over_is_followed_by_an_empty_one() -> None:
     pipeline, _ = make_pipeline(replace(SETTINGS, session_ns=1 * S))
-    seen = [pipeline.step(make_frame(i, i / 5)).observations[0] for i in range(8)]
+    seen = [step(pipeline, make_frame(i, i / 5)).observations[0] for i in range(8)]
     assert [s.session for s in seen] == [1] * 5 + [2] * 3
     assert {s.track for s in seen} == {1}
 
 
 def test_a_session_that_is_ended_is_followed_by_another_one() -> None:
     pipeline, _ = make_pipeline()
-    assert pipeline.step(make_frame(0, 0.0)).observations[0].session == 1
+    assert step(pipeline, make_frame(0, 0.0)).observations[0].session == 1
     pipeline.end_session("pen")
-    assert pipeline.step(make_frame(1, 0.2)).observations[0].session == 2
+    assert step(pipeline, make_frame(1, 0.2)).observations[0].session == 2
 
 
 def test_a_changed_camera_starts_over_and_an_unchanged_one_goes_on() -> None:
     pipeline, _ = make_pipeline()
-    assert pipeline.step(make_frame(0, 0.0)).observations[0].session == 1
+    assert step(pipeline, make_frame(0, 0.0)).observations[0].session == 1
     pipeline.set_cameras({"pen": SETTINGS})
-    assert pipeline.step(make_frame(1, 0.2)).observations[0].session == 1
+    assert step(pipeline, make_frame(1, 0.2)).observations[0].session == 1
     pipeline.set_cameras({"pen": replace(SETTINGS, species="cow")})
-    assert pipeline.step(make_frame(2, 0.4)).observations[0].session == 2
+    assert step(pipeline, make_frame(2, 0.4)).observations[0].session == 2
+
+
+def test_a_frame_of_a_camera_that_was_taken_out_while_it_was_encoded_gives_nothing() -> None:
+    pipeline, pig = make_pipeline()
+    encoded = pipeline.encode(make_frame(0, 0.0))
+    pipeline.set_cameras({})
+    assert pipeline.follow(encoded) is None
+    assert pig.asked == []
 
 
 def test_every_stage_is_timed_by_the_clock_it_was_given() -> None:
     pipeline, _ = make_pipeline()
-    assert pipeline.step(make_frame(0, 0.0)).stage_ns == {"encoder": 5, "detector": 5, "tracking": 5, "records": 5}
+    assert step(pipeline, make_frame(0, 0.0)).stage_ns == {"encoder": 5, "detector": 5, "tracking": 5, "records": 5}

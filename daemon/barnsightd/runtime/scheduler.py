@@ -1,20 +1,25 @@
-"""The inference thread: the newest frame of every camera, one tick after another, through the pipeline.
+"""The two threads that own the engines: one encodes the newest frame of every camera, the other follows what is in it.
 
-One thread owns all engines (DESIGN §3). Its progress time stamp feeds the watchdog, so it advances while there is
-nothing to do and stands still when an engine hangs.
+While one frame is detected, tracked and recorded, the next one is encoded: where the encoder is half of a frame's time,
+that is nearly twice the rate, and a frame waits no longer for it (docs/adr/0004). One encoded frame may wait between
+them. Both stamp their progress, which feeds the watchdog: it advances while there is nothing to do and stands still
+when an engine hangs.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
 from barnsightd.errors import BarnsightError
 from barnsightd.types import Frame, FrameResult
+
+T = TypeVar("T")
 
 IDLE_WAIT_S = 0.25
 MAX_FAILURES_IN_A_ROW = 10
@@ -30,75 +35,124 @@ class FrameSource(Protocol):
         ...
 
 
-class Scheduler:
-    """Runs `step` on what the cameras offer and hands each result on."""
+class Scheduler(Generic[T]):
+    """Runs `encode` and then `follow` on what the cameras offer and hands each result on."""
 
     def __init__(
         self,
         frames: FrameSource,
-        step: Callable[[Frame], FrameResult],
+        encode: Callable[[Frame], T],
+        follow: Callable[[T], FrameResult | None],
         deliver: Callable[[FrameResult], None],
         dropped: Callable[[Frame, str], None],
     ) -> None:
-        """`deliver` gets each result, `dropped` each frame that gave none, with the reason: failed or shed.
+        """`encode` runs on the thread "encoder", `follow` and `deliver` on the thread "inference".
 
-        Both are called on the inference thread. Set `stride` to n to process every n-th frame only: how load is shed.
+        `dropped` gets each frame that gave no result, with the reason, on either thread: failed or shed. Set `stride`
+        to n to process every n-th frame only: how load is shed.
         """
         self._frames = frames
-        self._step = step
+        self._encode = encode
+        self._follow = follow
         self._deliver = deliver
         self._dropped = dropped
         self._stopping = threading.Event()
         self._errands: list[Callable[[], None]] = []
         self._errands_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self.progress_monotonic_ns = time.monotonic_ns()
+        self._encoded: queue.Queue[tuple[Frame, T | Exception]] = queue.Queue(maxsize=1)
+        self._threads = {
+            name: threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("encoder", self._run_encoder), ("inference", self._run_inference))
+        }
+        self._progress_ns = dict.fromkeys(self._threads, time.monotonic_ns())
         self.fatal: BarnsightError | None = None
         self.stride = 1
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads.values():
+            thread.start()
+
+    @property
+    def progress_monotonic_ns(self) -> int:
+        """When the thread that is further behind last advanced."""
+        return min(self._progress_ns.values())
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs; it ends by itself only with `fatal` set."""
-        return self._thread.is_alive()
+        """Whether the threads run; they end by themselves only with `fatal` set."""
+        return all(thread.is_alive() for thread in self._threads.values())
 
     def between_frames(self, errand: Callable[[], None]) -> None:
-        """Run `errand` on the inference thread before its next tick: the way to change what only it may touch."""
+        """Run `errand` on the inference thread before its next frame: the way to change what only it may touch."""
         with self._errands_lock:
             self._errands.append(errand)
 
     def stop(self, deadline_s: float) -> bool:
-        """Let the frame in hand finish; whether the thread ended within `deadline_s`."""
+        """Let the frames in hand finish; whether the threads ended within `deadline_s`."""
+        ends_s = time.monotonic() + deadline_s
         self._stopping.set()
-        self._thread.join(deadline_s)
-        return not self._thread.is_alive()
+        for thread in self._threads.values():
+            thread.join(max(0.0, ends_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads.values())
 
-    def _run(self) -> None:
-        failures = 0
+    def _run_encoder(self) -> None:
         while not self._stopping.is_set():
-            self._run_errands()
             for frame in self._frames.take_all(IDLE_WAIT_S):
                 if frame.index % self.stride:
                     self._dropped(frame, "shed")
                     continue
+                outcome: T | Exception
                 try:
-                    self._deliver(self._step(frame))
-                    failures = 0
+                    outcome = self._encode(frame)
                 except Exception as error:  # noqa: BLE001 - one bad frame must not end the service
-                    failures += 1
-                    log.error("frame failed", camera=frame.camera, frame=frame.index, error=str(error))
-                    self._dropped(frame, "failed")
-                    if failures >= MAX_FAILURES_IN_A_ROW:
-                        self.fatal = BarnsightError(
-                            f"{failures} frames in a row failed, the last one of camera {frame.camera!r} with: "
-                            f"{error}; run `barnsight doctor`, then look at the log above"
-                        )
-                        return
-                self.progress_monotonic_ns = time.monotonic_ns()
-            self.progress_monotonic_ns = time.monotonic_ns()
+                    outcome = error
+                self._advance("encoder")
+                self._hand_over(frame, outcome)
+            self._advance("encoder")
+
+    def _hand_over(self, frame: Frame, outcome: T | Exception) -> None:
+        """Wait until the inference thread has taken the frame before."""
+        while not self._stopping.is_set() and not self._offer(frame, outcome):
+            self._advance("encoder")
+
+    def _offer(self, frame: Frame, outcome: T | Exception) -> bool:
+        try:
+            self._encoded.put((frame, outcome), timeout=IDLE_WAIT_S)
+        except queue.Full:
+            return False
+        return True
+
+    def _run_inference(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._run_errands()
+            try:
+                frame, outcome = self._encoded.get(timeout=IDLE_WAIT_S)
+            except queue.Empty:
+                self._advance("inference")
+                continue
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                result = self._follow(outcome)
+                if result is not None:
+                    self._deliver(result)
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - as above
+                failures += 1
+                log.error("frame failed", camera=frame.camera, frame=frame.index, error=str(error))
+                self._dropped(frame, "failed")
+                if failures >= MAX_FAILURES_IN_A_ROW:
+                    self.fatal = BarnsightError(
+                        f"{failures} frames in a row failed, the last one of camera {frame.camera!r} with: "
+                        f"{error}; run `barnsight doctor`, then look at the log above"
+                    )
+                    self._stopping.set()
+            self._advance("inference")
+
+    def _advance(self, thread: str) -> None:
+        self._progress_ns[thread] = time.monotonic_ns()
 
     def _run_errands(self) -> None:
         with self._errands_lock:

@@ -78,7 +78,7 @@ RECIPES = {
         learning_rate=6e-4,
         warmup_steps=200,
         constant_share=0.3,
-        sizes=((0.0, 256), (0.5, 288)),
+        sizes=((0.0, 256), (0.5, 320)),
         most_animals=20,
     ),
 }
