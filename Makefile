@@ -40,7 +40,7 @@ define apt_install
 	fi
 endef
 
-.PHONY: help install install-dev system-packages system-packages-test demo test check bench train \
+.PHONY: help install install-dev system-packages system-packages-test demo test check compile bench train \
 	install-systemd clean
 
 help:  ## Show this list
@@ -61,6 +61,9 @@ check: install-dev  ## Lint, formatting, types and floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+compile: install-dev  ## Compile every network, full size too, with TensorRT-RTX (no GPU; ten minutes, 4 GB)
+	$(BIN)/python benchmarks/compile.py
 
 bench: install-dev  ## Run every benchmark, short form
 	for benchmark in $(filter-out benchmarks/machine.py,$(wildcard benchmarks/*.py)); do \

@@ -17,7 +17,16 @@ from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import Detection, DetectorConfig
 from barnsight_export.presets import Preset
 from barnsight_export.train.augment import augment
-from barnsight_export.train.detector import CHECKPOINT, LOG, Budget, Recipe, Trainer, load_trained, train_detector
+from barnsight_export.train.detector import (
+    CHECKPOINT,
+    LOG,
+    RECIPES,
+    Budget,
+    Recipe,
+    Trainer,
+    load_trained,
+    train_detector,
+)
 from barnsight_export.train.losses import (
     BACKGROUND,
     UNJUDGED,
@@ -230,7 +239,8 @@ def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
 
 def test_size_and_rate_follow_the_share_of_the_budget() -> None:
     recipe = Recipe(learning_rate=1e-3, sizes=((0.0, 192), (0.3, 256), (0.78, 320)))
-    assert [recipe.size_px(p) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
+    assert [recipe.size_px(p, 64) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
+    assert RECIPES["heads"].size_px(0.5, 1024) == 1024
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
     assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)
     assert recipe.rate(0.7, 1000) == pytest.approx(1e-3 * 0.505)
@@ -296,6 +306,11 @@ def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path
     assert second.counters.images == 0
     torch.testing.assert_close(second.aids.noised, first.aids.noised)
     assert not any(optimizer.state for optimizer in second.optimizers)
+
+
+def test_pretrained_heads_are_tuned_by_adamw_alone(tmp_path: Path) -> None:
+    kinds = {name: [type(o).__name__ for o in Trainer(TINY, RECIPES[name], tmp_path).optimizers] for name in RECIPES}
+    assert kinds == {"nano": ["Muon", "AdamW"], "nano-crowds": ["Muon", "AdamW"], "heads": ["AdamW"]}
 
 
 def test_muon_moves_a_matrix_alike_in_every_direction_and_a_kernel_as_a_matrix() -> None:

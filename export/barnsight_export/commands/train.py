@@ -12,7 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("train", help="train a network", description=__doc__)
     networks = parser.add_subparsers(dest="network", required=True)
     detector = networks.add_parser("detector", help="the encoder and SAM 3's detector, together, from nothing")
-    detector.add_argument("--recipe", choices=["nano", "nano-crowds"], default="nano")
+    detector.add_argument("--preset", choices=["nano", "orin", "orin-b"], default="nano")
+    detector.add_argument("--recipe", choices=["nano", "nano-crowds", "heads"], default="nano")
     detector.add_argument("--data", type=Path, required=True, help="folder with the splits train/ and val/")
     detector.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and log.csv")
     budget = detector.add_mutually_exclusive_group(required=True)
@@ -25,6 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     detector.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors to put under the heads")
+    detector.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: start with its heads over --student")
+    detector.add_argument(
+        "--workers", type=int, default=1, help="processes that prepare pictures, for each that trains"
+    )
     detector.add_argument("--freeze", choices=["encoder", "detector"], help="a part that keeps its weights")
     plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
@@ -44,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
 def _train_detector(args: argparse.Namespace) -> int:
     import torch
 
+    from barnsight_export.assemble import assemble_detection
     from barnsight_export.distill.pseudo import freeze, place_student
     from barnsight_export.errors import DataMissingError, ExportUsageError
     from barnsight_export.presets import PRESETS
     from barnsight_export.train.detector import CHECKPOINT, RECIPES, Budget, Trainer, train_detector
+    from barnsight_export.train.device import process_device
     from barnsight_export.train.samples import Pictures, Simulated
 
     recipe = RECIPES[args.recipe]
@@ -64,11 +71,15 @@ def _train_detector(args: argparse.Namespace) -> int:
     budget = Budget("minutes", amount) if args.minutes is not None else Budget("images", amount)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.resume and (args.student or args.sam3):
+        raise ExportUsageError("--student and --sam3 start a run: leave them out with --resume")
+    if args.sam3 and (args.student is None or args.init is not None):
+        raise ExportUsageError("--sam3 gives the heads over --student: name the student, and leave --init out")
+    device = process_device()
     if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
-        torch.distributed.init_process_group("gloo")
-    if args.resume and args.student:
-        raise ExportUsageError("--student starts a run: leave it out with --resume")
-    trainer = Trainer(PRESETS["nano"], recipe, args.out)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    preset = PRESETS[args.preset]
+    trainer = Trainer(preset, recipe, args.out, device)
     if args.freeze:
         freeze(trainer, (f"{args.freeze}.",))
     if args.resume:
@@ -77,7 +88,9 @@ def _train_detector(args: argparse.Namespace) -> int:
         raise ExportUsageError(f"{args.out} holds a run already: add --resume, or choose another folder")
     elif args.init is not None:
         trainer.start_from(args.init)
-    if args.student:
+    elif args.sam3 is not None:
+        trainer.start_with(assemble_detection(preset, args.student, args.sam3).state_dict())
+    if args.student and not args.sam3:
         place_student(trainer, args.student)
-    train_detector(trainer, budget, open_pictures)
+    train_detector(trainer, budget, open_pictures, workers=args.workers)
     return 0

@@ -132,8 +132,9 @@ def places(like: Tensor) -> Tensor:
     A convolution cannot tell two pigs of one coat apart by what they look like; their places do. A constant at export.
     """
     height, width = like.shape[-2:]
-    y = ((torch.arange(height, dtype=like.dtype) + 0.5) / height * 2 - 1)[:, None].expand(height, width)
-    x = ((torch.arange(width, dtype=like.dtype) + 0.5) / width * 2 - 1)[None, :].expand(height, width)
+    rows_at, columns_at = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (height, width))
+    y = ((rows_at + 0.5) / height * 2 - 1)[:, None].expand(height, width)
+    x = ((columns_at + 0.5) / width * 2 - 1)[None, :].expand(height, width)
     rows = [x, y]
     for waves in _PLACE_WAVES:
         for axis in (x, y):

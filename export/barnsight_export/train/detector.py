@@ -13,7 +13,7 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import cv2
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from barnsight_export.train.validation import validate
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.csv"
+CPU = torch.device("cpu")
 _MATRIX_SIDE = 16  # a parameter this wide both ways is a matrix to Muon
 
 
@@ -53,16 +54,21 @@ class Recipe:
     constant_share: float = 0.4
     final_rate_share: float = 0.01
     ema: float = 0.998
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))  # (from this share on, pixels)
+    optimizer: Literal["muon", "adamw"] = "muon"
+    sizes: tuple[tuple[float, int], ...] = (
+        (0.0, 192),
+        (0.35, 256),
+        (0.70, 320),
+    )  # (from this share on, pixels); or none
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     seed: int = 0
     validate_every_s: float = 420.0
     checkpoint_every_s: float = 180.0
     validation_pictures: int = 120
 
-    def size_px(self, progress: float) -> int:
-        """Side of the training pictures at `progress` in 0..1."""
-        return next(size for share, size in reversed(self.sizes) if progress >= share)
+    def size_px(self, progress: float, usual_px: int) -> int:
+        """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
+        return next((size for share, size in reversed(self.sizes) if progress >= share), usual_px)
 
     def rate(self, progress: float, step: int) -> float:
         """Learning rate: warm up, hold, then fall in a line."""
@@ -80,6 +86,18 @@ RECIPES = {
         constant_share=0.3,
         sizes=((0.0, 256), (0.5, 320)),
         most_animals=20,
+    ),
+    # To tune pretrained heads on a distilled student, at the preset's own size.
+    "heads": Recipe(
+        batch=4,
+        optimizer="adamw",
+        learning_rate=1e-4,
+        betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        warmup_steps=200,
+        constant_share=0.3,
+        sizes=(),
+        most_animals=30,
     ),
 }
 
@@ -109,12 +127,12 @@ class Counters:
 class Trainer:
     """A run in a folder: networks, optimizer, moving average, counters, checkpoint and log."""
 
-    def __init__(self, preset: Preset, recipe: Recipe, out: Path) -> None:
+    def __init__(self, preset: Preset, recipe: Recipe, out: Path, device: torch.device = CPU) -> None:
         torch.manual_seed(recipe.seed)
-        self.preset, self.recipe, self.out = preset, recipe, out
-        self.model = preset.build()
+        self.preset, self.recipe, self.out, self.device = preset, recipe, out, device
+        self.model = preset.build().to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
-        self.aids = Aids(preset.detector.width)
+        self.aids = Aids(preset.detector.width).to(device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, self.aids, recipe)
         self.counters = Counters()
@@ -129,7 +147,8 @@ class Trainer:
         rate = recipe.rate(progress, self.counters.steps)
         for group in self.groups():
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bf16()):
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bf16(self.device)):
             loss, parts = detection_loss(self.model, self.aids, normalize(batch.images), batch)
         if not math.isfinite(loss.item()):
             raise ExportError(
@@ -169,7 +188,7 @@ class Trainer:
 
     def agree(self, elapsed_s: float) -> float:
         """The first process's clock, for all."""
-        clock = torch.tensor(elapsed_s, dtype=torch.float64)
+        clock = torch.tensor(elapsed_s, dtype=torch.float64, device=self.device)
         if self.processes > 1:
             dist.broadcast(clock, 0)
         return clock.item()
@@ -215,6 +234,10 @@ class Trainer:
             state = read_checkpoint(source)
             weights = state["average"]
             self.aids.load_state_dict(state["aids"])
+        self.start_with(weights)
+
+    def start_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of another network as a start."""
         self.model.load_state_dict(weights)
         self.average.load_state_dict(weights)
 
@@ -252,7 +275,7 @@ def train_detector(
     progress = budget.progress(counters.images, counters.elapsed_s)
     with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not (first and show_progress)) as bar:
         while progress < 1.0:
-            size_px = recipe.size_px(progress)
+            size_px = recipe.size_px(progress, trainer.preset.image_size)
             loader = _loader(trainer, open_pictures("train"), size_px, workers)
             validate_at_s, save_at_s = (
                 counters.elapsed_s + pause for pause in (recipe.validate_every_s, recipe.checkpoint_every_s)
@@ -266,7 +289,9 @@ def train_detector(
                 log.add(losses)
                 bar.n = 100 * progress
                 bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
-                if progress >= 1.0 or recipe.size_px(progress) != size_px or counters.elapsed_s > validate_at_s:
+                if progress >= 1.0 or counters.elapsed_s > validate_at_s:
+                    break
+                if recipe.size_px(progress, trainer.preset.image_size) != size_px:
                     break
                 if counters.elapsed_s > save_at_s:
                     save_at_s += recipe.checkpoint_every_s
@@ -289,7 +314,12 @@ def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) ->
     views = Views(pictures, len(trainer.model.concept_names), recipe.seed)
     stream = Stream(trainer.counters.images + trainer.rank * share, share, size_px, recipe.batch)
     return DataLoader(
-        views, batch_sampler=stream, collate_fn=collate, num_workers=workers, worker_init_fn=_quiet_worker
+        views,
+        batch_sampler=stream,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=trainer.device.type == "cuda",
+        worker_init_fn=_quiet_worker,
     )
 
 
@@ -335,26 +365,27 @@ class _Log:
 
 
 def _optimizers(model: Sam3, aids: Aids, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon on the matrices, AdamW on the rest; no decay on biases, norms, embeddings and prompts."""
+    """Muon on matrices, where the recipe has it, AdamW on the rest; no decay on biases, norms, embeddings, prompts."""
     matrices: list[nn.Parameter] = []
-    narrow: list[nn.Parameter] = []  # last layers of a few outputs, and depthwise kernels
+    narrow: list[nn.Parameter] = []  # last layers of a few outputs, depthwise kernels; without Muon, everything
     free: list[nn.Parameter] = []
     for name, parameter in [*model.named_parameters(), *aids.named_parameters()]:
         embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
         if parameter.ndim < 2 or embedding:
             free.append(parameter)
         else:
-            (matrices if min(parameter.flatten(1).shape) >= _MATRIX_SIDE else narrow).append(parameter)
+            wide = recipe.optimizer == "muon" and min(parameter.flatten(1).shape) >= _MATRIX_SIDE
+            (matrices if wide else narrow).append(parameter)
     groups = [{"params": narrow, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return (
-        Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True),
-    )
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    if not matrices:
+        return (adamw,)
+    return Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay), adamw
 
 
-def _fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; elsewhere autocast costs ten times what it saves."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
+def _fast_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 natively; on other CPUs autocast costs ten times what it saves."""
+    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _quiet_worker(_: int) -> None:

@@ -65,13 +65,13 @@ def match_one_to_one(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
     pairs = boxes.unsqueeze(3), batch.boxes[None, :, None]
     _, giou = overlaps(*pairs)  # (L, B, Q, N)
     cost = -2 * logits.sigmoid().sqrt().unsqueeze(-1) + 5 * (pairs[0] - pairs[1]).abs().sum(-1) - 2 * giou
-    matched = _background(boxes, batch)
-    for row, kinds in enumerate(batch.kinds):
+    matched, cost = _background(boxes, batch).cpu(), cost.cpu()
+    for row, kinds in enumerate(batch.kinds.cpu()):
         targets = (kinds == TARGET).nonzero().squeeze(1)
         for layer in range(len(logits)):
             queries, columns = linear_sum_assignment(cost[layer, row][:, targets].numpy())
             matched[layer, row, torch.from_numpy(queries)] = targets[torch.from_numpy(columns)]
-    return matched
+    return matched.to(boxes.device)
 
 
 @torch.no_grad()
@@ -90,14 +90,17 @@ def match_one_to_many(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
 
 
 def noise_boxes(batch: Batch) -> Denoising:
-    """Boxes shifted a little (to be corrected) and a lot (to be rejected) around up to D targets a picture."""
-    size, most = batch.kinds.shape
-    order = torch.rand(size, most).masked_fill(batch.kinds != TARGET, -1.0)
+    """Boxes shifted a little (to be corrected) and a lot (to be rejected) around up to D targets a picture.
+
+    Chance is drawn on the CPU, so that a run is the same on every device.
+    """
+    (size, most), device = batch.kinds.shape, batch.kinds.device
+    order = torch.rand(size, most).to(device).masked_fill(batch.kinds != TARGET, -1.0)
     chance, chosen = order.topk(min(_DENOISED_OBJECTS, most), dim=1)  # (B, D)
     chosen = chosen.repeat(1, _GROUPS)
     truth = batch.boxes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4))
-    negative = torch.arange(_GROUPS).repeat_interleave(chance.shape[1]) == _GROUPS - 1
-    shift = torch.rand(*truth.shape) * torch.where(torch.rand(*truth.shape) < 0.5, -1.0, 1.0)
+    negative = torch.arange(_GROUPS, device=device).repeat_interleave(chance.shape[1]) == _GROUPS - 1
+    shift = (torch.rand(*truth.shape) * torch.where(torch.rand(*truth.shape) < 0.5, -1.0, 1.0)).to(device)
     strength = torch.where(negative[:, None], 0.5 * shift.sign() + 0.5 * shift, 0.5 * shift)
     low = truth[..., :2] - truth[..., 2:] / 2 * (1 + strength[..., :2])
     high = truth[..., :2] + truth[..., 2:] / 2 * (1 + strength[..., 2:])
@@ -248,7 +251,7 @@ def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
     target = batch.kinds == TARGET
     cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)
     sigma = (batch.boxes[..., 2:].amin(-1) * grid / 6).clamp(min=0.4)[..., None]
-    axis = torch.arange(grid)
+    axis = torch.arange(grid, device=output.device)
     along_x = torch.exp(-((axis - cells[..., :1]) ** 2) / (2 * sigma**2))  # (B, N, G)
     along_y = torch.exp(-((axis - cells[..., 1:]) ** 2) / (2 * sigma**2))
     heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, G²)

@@ -79,6 +79,10 @@ class Batch(NamedTuple):
     kinds: Tensor  # (B, N) int64
     masks: Tensor  # (B, N, s/4, s/4) uint8
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(value.to(device, non_blocking=True) for value in self))
+
 
 def find_targets(
     ids: NDArray[np.uint8], visible_fraction: NDArray[np.float32], full_area_px: NDArray[np.float32] | None = None

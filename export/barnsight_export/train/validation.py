@@ -80,6 +80,7 @@ def best_threshold(model: nn.Module, pictures: Pictures, size_px: int, limit: in
 def _judge(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> list[_Judged]:
     was_training = model.training
     model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     judged = []
     for number in range(min(limit, len(pictures))):
         picture = pictures[number]
@@ -88,7 +89,8 @@ def _judge(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> li
         present = [k for k in np.unique(ids) if k]
         truth = rle.encode(np.asfortranarray((ids[..., None] == present).astype(np.uint8))) if present else []
         ignored = find_targets(ids, picture.visible_fraction).kinds != TARGET
-        detection = model(normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0]))
+        given = normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0])
+        detection = Detection(*(value.cpu() for value in model(*(value.to(device) for value in given))))
         judged.append(_Judged(_decode(detection, size_px), truth, ignored))
     model.train(was_training)
     return judged
