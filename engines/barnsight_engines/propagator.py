@@ -1,0 +1,147 @@
+"""SAM 3's memory tracker on engines: what is remembered of each animal in, where it is on this frame out.
+
+The four engines take any number of animals up to `largest_batch`; more go through in turns. They are SAM 3's (Carion et
+al. 2025, arXiv:2511.16719), split as in `docs/export.md`.
+
+Letters in shapes: B animals, C width, D memory width, G grid, N = G² cells, M memory slots, K pointers (P tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barnsight_engines.backend import Backend
+from barnsight_engines.encoder import Features
+
+LARGEST_BATCH = 20
+CERTAIN = 1e4  # a mask logit that leaves no doubt, between two pixels that differ neither
+
+Floats = NDArray[np.float32]
+
+
+class Memories(NamedTuple):
+    """What is remembered of B animals, for one frame; `bias` masks slots and tokens that hold nothing."""
+
+    mem: Floats  # (B, M·N, D)
+    mempos: Floats  # (M, D), the same for all
+    ptr: Floats  # (B, P, D)
+    ptrpos: Floats  # (B, P, D)
+    bias: Floats  # (B, 1, M·N + P)
+
+
+class Segmented(NamedTuple):
+    """Where B animals are: logits of masks and of presence, object pointers, and the IoU that the masks promise."""
+
+    mask_logits: Floats  # (B, 4G, 4G)
+    pointers: Floats  # (B, C)
+    presence: Floats  # (B,)
+    iou: Floats  # (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalPositions:
+    """What a session computes itself: how positions depend on ages in frames (`tracker.npz` of a model set).
+
+    `memory` (slots, D): row 0 for conditioning frames, row a for a memory that is a frames old. A pointer's is
+    `pointer_weight` (D, C) @ sines(age / (`pointer_frames` - 1)) + `pointer_bias` (D).
+    """
+
+    memory: Floats
+    pointer_weight: Floats
+    pointer_bias: Floats
+    pointer_frames: int
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> TemporalPositions:
+        """The positions in the arrays of a model set's tracker file."""
+        return cls(
+            memory=arrays["memory_positions"],
+            pointer_weight=arrays["pointer_weight"],
+            pointer_bias=arrays["pointer_bias"],
+            pointer_frames=int(arrays["pointer_frames"]),
+        )
+
+    def of_pointers(self, ages: NDArray[np.int64]) -> Floats:
+        """Positions of pointers by their ages in frames: (B, K) -> (B, K, D)."""
+        sines = sine_encoding(ages / np.float32(self.pointer_frames - 1), self.pointer_weight.shape[1])
+        return np.asarray(sines @ self.pointer_weight.T + self.pointer_bias, np.float32)
+
+
+class MemoryTracker:
+    """The four engines, in the terms of a session."""
+
+    def __init__(
+        self,
+        memory_attention: Backend,
+        mask_decoder: Backend,
+        memory_encoder: Backend,
+        prompt_decoder: Backend,
+        *,
+        largest_batch: int = LARGEST_BATCH,
+    ) -> None:
+        self._memory_attention = memory_attention
+        self._mask_decoder = mask_decoder
+        self._memory_encoder = memory_encoder
+        self._prompt_decoder = prompt_decoder
+        self._largest_batch = largest_batch
+
+    def segment(self, features: Features, memories: Memories) -> Segmented:
+        """Find B animals on the frame of `features` by what is remembered of them. Raises EngineError."""
+
+        def run(rows: slice) -> Segmented:
+            mem, mempos, ptr, ptrpos, bias = memories
+            remembered = {"mem": mem[rows], "mempos": mempos, "ptr": ptr[rows], "ptrpos": ptrpos[rows]}
+            pix = self._memory_attention.run({"t1": features["t1"], **remembered, "bias": bias[rows]})["pix"]
+            found = self._mask_decoder.run({"pix": pix, "t4": features["t4"], "t2": features["t2"]})
+            return Segmented(found["mask"], found["ptr"], found["obj"][:, 0], found["iou"][:, 0])
+
+        parts = [run(rows) for rows in self._turns(len(memories.mem))]
+        return Segmented(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def memorize(self, features: Features, mask_logits: Floats, presence: Floats) -> Floats:
+        """The memories (B, N, D) of animals with these masks (B, 4G, 4G) and presences (B,). Raises EngineError."""
+
+        def run(rows: slice) -> Floats:
+            masks, obj = mask_logits[rows, None], presence[rows, None]
+            memories: Floats = self._memory_encoder.run({"t1": features["t1"], "mask": masks, "obj": obj})["mem"]
+            return memories
+
+        return self._in_turns(run, len(mask_logits))
+
+    def point_at(self, features: Features, mask_logits: Floats) -> Floats:
+        """The first object pointers (B, C) of animals that begin with these masks (B, 4G, 4G). Raises EngineError."""
+
+        def run(rows: slice) -> Floats:
+            pointers: Floats = self._prompt_decoder.run({"t1": features["t1"], "mask": mask_logits[rows, None]})["ptr"]
+            return pointers
+
+        return self._in_turns(run, len(mask_logits))
+
+    def close(self) -> None:
+        """Close every engine; a second call does nothing."""
+        for engine in (self._memory_attention, self._mask_decoder, self._memory_encoder, self._prompt_decoder):
+            engine.close()
+
+    def _turns(self, count: int) -> list[slice]:
+        return [slice(first, first + self._largest_batch) for first in range(0, count, self._largest_batch)]
+
+    def _in_turns(self, run: Callable[[slice], Floats], count: int) -> Floats:
+        return np.concatenate([run(rows) for rows in self._turns(count)])
+
+
+def certain(mask_logits: Floats) -> Floats:
+    """The same masks without doubt, as those of a conditioning frame are remembered."""
+    return np.where(mask_logits > 0, CERTAIN, -CERTAIN).astype(np.float32)
+
+
+def sine_encoding(values: NDArray[np.float32], width: int, temperature: float = 10000.0) -> Floats:
+    """Sines and cosines of values (...) at `width` / 2 frequencies, every frequency twice: (..., width)."""
+    half = width // 2
+    frequencies = temperature ** (2 * (np.arange(half) // 2) / half)
+    angles = np.asarray(values, np.float32)[..., None] / frequencies.astype(np.float32)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
