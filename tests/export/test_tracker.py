@@ -129,9 +129,10 @@ def stock_segmentation(stock: Sam3TrackerVideoModel, pix: Tensor, t4: Tensor, t2
 
 
 def stock_memory(stock: Sam3TrackerVideoModel, t1: Tensor, mask: Tensor, obj: Tensor, *, certain: bool) -> Tensor:
+    drawn = torch.nn.functional.interpolate(mask, (stock.image_size, stock.image_size), mode="bilinear")
     features, _ = stock._encode_new_memory(
         current_vision_feats=t1.flatten(2).permute(2, 0, 1).expand(-1, len(mask), -1),
-        pred_masks_high_res=mask,
+        pred_masks_high_res=drawn,
         object_score_logits=obj[..., None],
         is_mask_from_pts=certain,
     )

@@ -22,7 +22,7 @@ from barnsight_export.onnx.graph import Graph
 from barnsightd.tracking.memory import MemoryBank
 
 GRID, WIDTH, ANIMALS = 4, 128, 3
-CONFIG = TrackerConfig(grid=GRID, patch=16, width=WIDTH, attention_layers=1, feed_forward=64, decoder_heads=2)
+CONFIG = TrackerConfig(grid=GRID, width=WIDTH, attention_layers=1, feed_forward=64, decoder_heads=2)
 SLOTS, POINTERS = roles.MEMORY_SLOTS, roles.POINTERS
 
 
@@ -53,7 +53,7 @@ def no_gradients() -> Iterator[None]:
 def stock() -> Any:
     """SAM 3's tracker by lot: every parameter counts, and its animals are sometimes in the picture."""
     generator = torch.Generator().manual_seed(3)
-    model = stock_tracker.Sam3TrackerVideoModel(small_config(), remove_vision_encoder=True).eval()
+    model = stock_tracker.Sam3TrackerVideoModel(CONFIG.stock(), remove_vision_encoder=True).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 4
@@ -64,12 +64,8 @@ def stock() -> Any:
         score.weight *= 30
         score.bias += 100
         logits = np.concatenate([run.presence for run in run_stock(model, 40)[1:]])  # all are present
-        score.bias -= float(np.quantile(logits, 0.5))
+        score.bias -= float(np.quantile(logits, 0.6))
     return model
-
-
-def small_config() -> Any:
-    return CONFIG.stock()
 
 
 def features(frame: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -161,7 +157,8 @@ def test_fixed_slots_give_the_masks_of_the_unpruned_session(stock: Any, monkeypa
     monkeypatch.setattr(torch, "bfloat16", torch.float32)  # the stock session rounds what it stores
     theirs, ours = run_stock(stock, 100), run_ours(stock, 100)
     present = np.array([step.presence > 0 for step in theirs[1:]])  # (99, A)
-    assert 0.2 < present.mean() < 0.9  # animals come and go
+    assert present.sum() > 50
+    assert (~present).sum() > 5  # animals come and go
     for want, got in zip(theirs[1:], ours[1:], strict=True):
         np.testing.assert_allclose(got.masks, want.masks, atol=1e-3)
         np.testing.assert_allclose(got.presence, want.presence, atol=1e-3)

@@ -363,16 +363,18 @@ class MemoryEncoder(nn.Module):
         super().__init__()
         self.memory_encoder = tracker.memory_encoder
         self.occluded = tracker.occlusion_spatial_embedding_parameter
+        self.image_size = tracker.config.grid * tracker.config.patch
         self.side = 4 * tracker.config.mask_size
 
     def forward(self, t1: Tensor, mask: Tensor, obj: Tensor) -> Tensor:
         """The memory (B, N, D) of each animal in the frame `t1` (1, C, G, G).
 
         `mask` (B, 1, 4G, 4G) and `obj` (B, 1) are logits. The mask of a conditioning frame, which is certain, is given
-        as large logits of both signs. A resize that enlarges needs no antialiasing.
+        as large logits of both signs. SAM 3 draws a mask at the picture's size before it encodes it, so that two
+        resizes follow each other; both enlarge, so they need no antialiasing.
         """
         stock = self.memory_encoder
-        certainty = _resize(mask, self.side).sigmoid() * _MASK_SCALE + _MASK_SHIFT
+        certainty = _resize(_resize(mask, self.image_size), self.side).sigmoid() * _MASK_SCALE + _MASK_SHIFT
         fused = stock.feature_projection(t1) + stock.mask_downsampler(certainty)
         memory: Tensor = stock.projection(stock.memory_fuser(fused))  # (B, D, G, G)
         return memory.flatten(2).transpose(1, 2) + torch.where(obj > 0, 0.0, self.occluded)[:, None]

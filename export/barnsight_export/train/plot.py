@@ -31,7 +31,8 @@ def plot_log(logs: Sequence[Path], picture: Path) -> None:
     for before, row in itertools.pairwise(rows):
         if row["size_px"] != before["size_px"]:
             loss.axvline(before["images"] / 1000, color="gray", linewidth=0.5)
-            loss.annotate(f"{row['size_px']:.0f} px", (before["images"] / 1000, max(r["loss"] for r in rows)))
+            top = (before["images"] / 1000, max(r["loss"] for r in rows))
+            loss.annotate(f"{row['size_px']:.0f} px", top, rotation=90, va="top", fontsize="small")
     loss.set(xlabel="views, thousands", title="training loss")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
