@@ -19,6 +19,7 @@ from barnsight_engines.backend import Backend
 from barnsight_engines.encoder import Features
 
 LARGEST_BATCH = 20
+MASKED = -1e4  # bias of a slot that holds nothing: its weight is an exact zero, and FP16 can hold the number
 CERTAIN = 1e4  # a mask logit that leaves no doubt, between two pixels that differ neither
 
 Floats = NDArray[np.float32]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from barnsight_engines.propagator import Memories, TemporalPositions, sine_encoding
-from barnsightd.tracking.memory import MASKED, MemoryBank
+from barnsight_engines.propagator import MASKED, Memories, TemporalPositions, sine_encoding
+from barnsightd.tracking.memory import MemoryBank
 
 CELLS, WIDTH, POINTER_WIDTH = 4, 3, 6
 RECENT, RECENT_POINTERS = 6, 15

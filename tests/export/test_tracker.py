@@ -17,8 +17,8 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     apply_rotary_pos_emb_2d,
 )
 
+from barnsight_engines.propagator import MASKED
 from barnsight_export.networks.tracker import (
-    MASKED,
     MaskDecoder,
     MemoryAttention,
     MemoryEncoder,

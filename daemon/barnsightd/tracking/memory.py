@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from barnsight_engines.propagator import Floats, Memories, TemporalPositions
+from barnsight_engines.propagator import MASKED, Floats, Memories, TemporalPositions
 
 NEVER = -(1 << 40)
-MASKED = np.float32(-1e4)  # the bias of what holds nothing: its weight is an exact zero
 
 
 class MemoryBank:
@@ -104,7 +103,7 @@ class MemoryBank:
             mempos=self._positions.memory[np.concatenate([np.zeros(self._conditioning, np.int64), ages])],
             ptr=self._ptr[chosen].reshape(batch, -1, width),  # a pointer is so many tokens
             ptrpos=np.repeat(places, self._tokens, axis=1),
-            bias=np.where(bias[:, None], MASKED, np.float32(0)),
+            bias=np.where(bias[:, None], MASKED, 0).astype(np.float32),
         )
 
     def _write(self, animal: int, slot: int, pointer_slot: int, frame: int, memory: Floats, pointer: Floats) -> None:

@@ -38,8 +38,6 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     get_1d_sine_pe,
 )
 
-MASKED = -1e4  # bias of a slot that holds nothing: its weight is an exact zero, and FP16 can hold the number
-
 _MASK_CANDIDATES = 3
 _PLACE_SHARE = 0.1  # how much of the sine position the memory attention adds to a frame
 _MASK_SCALE, _MASK_SHIFT = 20.0, -10.0  # of a mask's probabilities before they are encoded

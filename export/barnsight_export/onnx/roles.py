@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from barnsight_engines.propagator import MASKED
 from barnsight_export.networks.sam3 import PROMPT_TOKENS, Detection, Detector
 from barnsight_export.networks.tracker import (
-    MASKED,
     MaskDecoder,
     MemoryAttention,
     MemoryEncoder,
