@@ -29,7 +29,6 @@ from barnsight_export.distill.pseudo import (
     freeze,
     instance_map,
     place_student,
-    tune_heads,
     write_pictures,
 )
 from barnsight_export.distill.sam3 import Sam3Detector, Sam3Necks, Sam3Trunk, load_necks, load_vision
@@ -41,7 +40,7 @@ from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
 from barnsight_export.presets import PRESETS, Preset
-from barnsight_export.train.detector import CHECKPOINT, Budget, Trainer
+from barnsight_export.train.detector import CHECKPOINT, Budget, Trainer, train_detector
 from barnsight_export.train.detector import Recipe as DetectorRecipe
 from barnsight_export.train.samples import IGNORED, TARGET, Simulated, Views, collate, find_targets
 
@@ -140,7 +139,8 @@ def test_heads_are_tuned_on_pseudo_labels_over_a_frozen_student(tmp_path: Path) 
     pictures = pseudo_pictures(tmp_path / "pictures")
     trainer = Trainer(TINY, TUNING, tmp_path / "run")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    tune_heads(trainer, Budget("images", 12), lambda _: pictures, workers=0, show_progress=False)
+    freeze(trainer, ("encoder.",))
+    train_detector(trainer, Budget("images", 12), lambda _: pictures, workers=0, show_progress=False)
     after = trainer.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("encoder."))
     moved = [name for name, value in before.items() if not torch.equal(after[name], value)]

@@ -1,9 +1,8 @@
 """The two threads that own the engines: one encodes the newest frame of every camera, the other follows what is in it.
 
-While one frame is detected, tracked and recorded, the next one is encoded: where the encoder is half of a frame's time,
-that is nearly twice the rate, and a frame waits no longer for it (docs/adr/0004). One encoded frame may wait between
-them. Both stamp their progress, which feeds the watchdog: it advances while there is nothing to do and stands still
-when an engine hangs.
+While one frame is detected, tracked and recorded, the next one is encoded: the rate is that of the slower half, and a
+frame waits no longer for it (docs/adr/0004). One encoded frame may wait between them. Both stamp their progress, which
+feeds the watchdog: it advances while there is nothing to do and stands still when an engine hangs.
 """
 
 from __future__ import annotations

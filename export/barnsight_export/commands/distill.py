@@ -140,8 +140,8 @@ def _label(args: argparse.Namespace, preset: Preset) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     labeler = build_labeler(preset, args.teacher, args.labels)
+    concept, size_px = preset.concepts.index(args.labels), max(LABELED_PX, preset.image_size)
     for split, frames in (("train", train), ("val", validation)):
-        concept, size_px = preset.concepts.index(args.labels), max(LABELED_PX, preset.image_size)
         write_pictures(frames, labeler, args.out / split, concept=concept, size_px=size_px)
     return os.EX_OK
 

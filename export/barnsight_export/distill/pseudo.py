@@ -25,8 +25,7 @@ from barnsight_export.datasets.frames import Frames
 from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD
 from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import normalize
-from barnsight_export.train.detector import Budget, Trainer, train_detector
-from barnsight_export.train.samples import Pictures
+from barnsight_export.train.detector import Trainer
 
 SURE, DOUBTFUL = 0.5, 0.25
 LABELED_PX = 384  # as large as the simulated pictures
@@ -79,26 +78,6 @@ def write_pictures(
             if not _path(out, "truth", shard).exists():
                 _write_shard([_square(frames[index], size_px) for index in chosen], detect, out, shard, concept)
             bar.update(len(chosen))
-
-
-def tune_heads(
-    trainer: Trainer,
-    budget: Budget,
-    open_pictures: Callable[[str], Pictures],
-    *,
-    frozen: Sequence[str] = ("encoder.",),
-    resume: bool = False,
-    workers: int = 1,
-    show_progress: bool = True,
-) -> None:
-    """Fine-tune a detector on pseudo-labels; what begins with one of `frozen` keeps its weights.
-
-    `("encoder.",)` tunes the heads on a distilled student, `()` both together. The rest is `train_detector`.
-    """
-    freeze(trainer, frozen)
-    if resume:
-        trainer.resume()
-    train_detector(trainer, budget, open_pictures, workers=workers, show_progress=show_progress)
 
 
 def freeze(trainer: Trainer, frozen: Sequence[str]) -> None:

@@ -55,11 +55,8 @@ class Recipe:
     final_rate_share: float = 0.01
     ema: float = 0.998
     optimizer: Literal["muon", "adamw"] = "muon"
-    sizes: tuple[tuple[float, int], ...] = (
-        (0.0, 192),
-        (0.35, 256),
-        (0.70, 320),
-    )  # (from this share on, pixels); or none
+    # From which share on how many pixels; none: the preset's own size throughout.
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     seed: int = 0
     validate_every_s: float = 420.0
@@ -168,6 +165,10 @@ class Trainer:
         self.counters.images += recipe.batch
         return {"lr": rate, "loss": loss.item(), **parts}
 
+    def size_px(self, progress: float) -> int:
+        """Side of the training pictures at `progress` in 0..1."""
+        return self.recipe.size_px(progress, self.preset.image_size)
+
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of every optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -275,7 +276,7 @@ def train_detector(
     progress = budget.progress(counters.images, counters.elapsed_s)
     with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not (first and show_progress)) as bar:
         while progress < 1.0:
-            size_px = recipe.size_px(progress, trainer.preset.image_size)
+            size_px = trainer.size_px(progress)
             loader = _loader(trainer, open_pictures("train"), size_px, workers)
             validate_at_s, save_at_s = (
                 counters.elapsed_s + pause for pause in (recipe.validate_every_s, recipe.checkpoint_every_s)
@@ -289,9 +290,7 @@ def train_detector(
                 log.add(losses)
                 bar.n = 100 * progress
                 bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
-                if progress >= 1.0 or counters.elapsed_s > validate_at_s:
-                    break
-                if recipe.size_px(progress, trainer.preset.image_size) != size_px:
+                if progress >= 1.0 or trainer.size_px(progress) != size_px or counters.elapsed_s > validate_at_s:
                     break
                 if counters.elapsed_s > save_at_s:
                     save_at_s += recipe.checkpoint_every_s
