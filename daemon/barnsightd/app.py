@@ -40,9 +40,11 @@ from barnsightd.runtime.watchdog import Notifier, Progress, Watchdog
 from barnsightd.store.records import Store, StoreSettings
 from barnsightd.store.writer import Writer
 from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.tracking.propagation import make_bank
 from barnsightd.types import Frame, FrameResult
 
 NS_PER_S = 1_000_000_000
+BYTES_PER_MB = 1_000_000
 BYTES_PER_GB = 1_000_000_000
 HOUSEKEEPING_S = 1.0
 PROGRESS_LIMIT_S = 20.0
@@ -147,6 +149,7 @@ class Service:
             self._models.encoder,
             self._models.detector,
             settings,
+            tracker=self._models.tracker,
             model_set=self._models.hash,
             number_session=store.begin_session,
             clock_ns=time.perf_counter_ns,
@@ -310,7 +313,10 @@ class CameraEvents:
 
 
 def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSettings]:
-    """What the pipeline needs of each camera; raises ConfigError for a species that the model set does not know."""
+    """What the pipeline needs of each camera.
+
+    Raises ConfigError for a species that the model set does not know, and for a memory that it cannot give.
+    """
     known = models.manifest.concepts.names
     for camera in config.cameras:
         if camera.species not in known:
@@ -319,20 +325,53 @@ def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSetting
                 f"{', '.join(known)}, got {camera.species!r}; choose one of them or another model set"
             )
     cut = models.manifest.thresholds.score
-    return {
+    settings = {
         camera.name: CameraSettings(
             species=camera.species,
             tracking=tracking_settings(camera.tracking, camera.fps, cut),
             session_ns=round(camera.tracking.session_minutes * 60 * NS_PER_S),
             masks_every_s=config.site.storage.masks_every_s,
+            remembers=camera.tracking.memory != "off",
         )
         for camera in config.cameras
     }
+    for camera in config.cameras:
+        check_memory(camera, settings[camera.name].tracking, models)
+    return settings
+
+
+def check_memory(camera: CameraConfig, settings: TrackingSettings, models: ModelSet) -> None:
+    """Raise ConfigError where the camera's sessions cannot have the memory that its file asks for."""
+    config, where = camera.tracking, f"cameras.d/{camera.name}.yaml: tracking"
+    if models.tracker is None:
+        if config.memory in ("lazy", "full"):
+            raise ConfigError(
+                f"{where}.memory: model set {models.manifest.name!r} has no tracker, got {config.memory!r}; "
+                "set it to auto or off, or choose a model set with a tracker"
+            )
+        return
+    if config.memory == "off":
+        return
+    try:
+        needed = make_bank(models.tracker, settings).size_bytes
+    except ValueError as error:
+        raise ConfigError(f"{where}.memory_slots: {error}") from error
+    if needed > config.memory_mb * BYTES_PER_MB:
+        raise ConfigError(
+            f"{where}.memory_mb: the memory of {config.max_objects} animals takes {-(-needed // BYTES_PER_MB)} MB, "
+            f"more than {config.memory_mb}; raise it, or lower max_objects or memory_slots"
+        )
 
 
 def tracking_settings(config: TrackingConfig, fps: float, cut: float) -> TrackingSettings:
     """The tracker's thresholds: the configured ones, else its own, scaled to a detector that is cut at `cut`."""
-    usual = TrackingSettings(fps=fps, max_objects=config.max_objects).for_detector(cut)
+    usual = TrackingSettings(
+        fps=fps,
+        detect_every=config.detect_every,
+        max_objects=config.max_objects,
+        memory_slots=config.memory_slots,
+        lazy=config.memory != "full",
+    ).for_detector(cut)
     return replace(
         usual,
         min_score=usual.min_score if config.min_score is None else config.min_score,

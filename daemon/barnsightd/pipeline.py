@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
 from barnsight_engines.masks import area_px, encode_rle, to_image
+from barnsight_engines.propagator import MemoryTracker
 from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.tracking.propagation import MemoryPropagator
 from barnsightd.tracking.session import Session
-from barnsightd.types import Frame, FrameResult, Observation, Track
+from barnsightd.types import Frame, FrameResult, Observation, Track, Tracklet
 
 NS_PER_S = 1_000_000_000
 
@@ -48,12 +50,16 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CameraSettings:
-    """What the pipeline needs to know of one camera; `masks_every_s` = 0 keeps the masks of every frame."""
+    """What the pipeline needs to know of one camera; `masks_every_s` = 0 keeps the masks of every frame.
+
+    `remembers` gives its sessions a memory, where the model set has a tracker.
+    """
 
     species: str
     tracking: TrackingSettings
     session_ns: int
     masks_every_s: float
+    remembers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +88,13 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class _OpenSession:
-    """A camera's running session and when it has to end."""
+    """A camera's running session, when it has to end, and in how many frames the detector is to look again."""
 
     session: Session
     number: int
     ends_ns: int
     masks_due_ns: int
+    detector_rests: int = 0
 
 
 class Pipeline:
@@ -99,6 +106,7 @@ class Pipeline:
         detector: Detector,
         cameras: Mapping[str, CameraSettings],
         *,
+        tracker: MemoryTracker | None = None,
         model_set: str,
         number_session: Callable[[str, int], int],
         clock_ns: Callable[[], int],
@@ -111,10 +119,12 @@ class Pipeline:
         self._encoder = encoder
         self._detector = detector
         self._cameras = dict(cameras)
+        self._tracker = tracker
         self._model_set = model_set
         self._number_session = number_session
         self._clock_ns = clock_ns
         self._open: dict[str, _OpenSession] = {}
+        self._ended: dict[str, tuple[Tracklet, ...]] = {}  # by sessions that are over, until the camera's next frame
         self.keeps_masks = True
 
     def encode(self, frame: Frame) -> Encoded:
@@ -133,39 +143,58 @@ class Pipeline:
         opened = self._session_of(frame, settings)
         height, width = frame.image.shape[:2]
         watch = Stopwatch(self._clock_ns)
-        detections = self._detector.detect(
-            encoded.features, (height, width), settings.species, min_score=settings.tracking.min_score
-        )
+        detections = None
+        if opened.detector_rests == 0:
+            detections = self._detector.detect(
+                encoded.features, (height, width), settings.species, min_score=settings.tracking.min_score
+            )
+        opened.detector_rests = (opened.detector_rests + 1) % settings.tracking.detect_every
         watch.lap("detector")
         tracks = opened.session.step(detections, frame.monotonic_ns, encoded.features)
         watch.lap("tracking")
         observations = self._record(frame, opened, settings, tracks)
         watch.lap("records")
-        return FrameResult(frame, tracks, observations, {"encoder": encoded.duration_ns, **watch.laps_ns})
+        return FrameResult(
+            frame,
+            tracks,
+            observations,
+            {"encoder": encoded.duration_ns, **watch.laps_ns},
+            tracklets=self._ended.pop(frame.camera, ()) + opened.session.take_tracklets(),
+            session_bytes=opened.session.size_bytes,
+        )
 
     def set_cameras(self, cameras: Mapping[str, CameraSettings]) -> None:
         """Take new settings; a camera that changed or went away starts over with an empty session."""
         for name in list(self._open):
             if cameras.get(name) != self._cameras[name]:
-                del self._open[name]
+                self.end_session(name)
         self._cameras = dict(cameras)
+        self._ended = {name: tracklets for name, tracklets in self._ended.items() if name in cameras}
 
     def end_session(self, camera: str) -> None:
-        """Forget the camera's tracks: its next frame opens a new session."""
-        self._open.pop(camera, None)
+        """End the camera's tracks: its next frame opens a new session, and hands over what this one leaves."""
+        opened = self._open.pop(camera, None)
+        if opened is not None:
+            self._ended[camera] = opened.session.end()
 
     def _session_of(self, frame: Frame, settings: CameraSettings) -> _OpenSession:
         opened = self._open.get(frame.camera)
         if opened is None or frame.monotonic_ns >= opened.ends_ns:
+            self.end_session(frame.camera)
             number = self._number_session(frame.camera, frame.captured_ns)
             opened = _OpenSession(
-                session=Session(settings.tracking, session=number),
+                session=Session(settings.tracking, session=number, memory=self._new_memory(settings)),
                 number=number,
                 ends_ns=frame.monotonic_ns + settings.session_ns,
                 masks_due_ns=frame.monotonic_ns,
             )
             self._open[frame.camera] = opened
         return opened
+
+    def _new_memory(self, settings: CameraSettings) -> MemoryPropagator | None:
+        if self._tracker is None or not settings.remembers:
+            return None
+        return MemoryPropagator(self._tracker, settings.tracking)
 
     def _record(
         self, frame: Frame, opened: _OpenSession, settings: CameraSettings, tracks: tuple[Track, ...]

@@ -124,6 +124,7 @@ def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
         models.encoder,
         models.detector,
         {CAMERA: settings},
+        tracker=models.tracker,
         model_set=models.hash,
         number_session=lambda _camera, _started_ns: 1,
         clock_ns=time.perf_counter_ns,

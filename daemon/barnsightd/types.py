@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
 
-__all__ = ["Detections", "Frame", "FrameResult", "Observation", "Track", "TrackSource", "TrackState"]
+__all__ = [
+    "Detections",
+    "Frame",
+    "FrameResult",
+    "Observation",
+    "Track",
+    "TrackSource",
+    "TrackState",
+    "Tracklet",
+    "TrackletEnd",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,37 @@ class Track:
     source: TrackSource
 
 
+class TrackletEnd(str, Enum):
+    """Why a track ended: the animal was not found again, the scene changed at once, or the session was over."""
+
+    LOST = "lost"
+    CUT = "cut"
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracklet:
+    """What a session hands over of one animal at the end, for identity to settle whose it is.
+
+    Times are monotonic. `mean_score` is over its `detections`; `found_share` is how many of the frames that the
+    detector looked at, until it last saw the animal, it found it on. Both are in 0..1.
+    """
+
+    session: int
+    track: int
+    born_ns: int
+    last_seen_ns: int
+    detections: int
+    mean_score: float
+    found_share: float
+    end: TrackletEnd
+
+    @property
+    def quality(self) -> float:
+        """How far to trust it, 0..1."""
+        return self.mean_score * self.found_share
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the store keeps of one animal on one frame.
@@ -93,10 +134,13 @@ class Observation:
 class FrameResult:
     """Everything the pipeline made of one frame: its tracks, its records, and how long each stage took.
 
-    `stage_ns` maps encoder, detector, tracking and records to nanoseconds.
+    `stage_ns` maps encoder, detector, tracking and records to nanoseconds. `tracklets` ended since the camera's last
+    frame; `session_bytes` is what its session's memory takes.
     """
 
     frame: Frame
     tracks: tuple[Track, ...]
     observations: tuple[Observation, ...]
     stage_ns: dict[str, int]
+    tracklets: tuple[Tracklet, ...] = ()
+    session_bytes: int = 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ from barnsight_engines.manifest import (
     BUILT,
     REQUIRED,
     RUNTIMES,
+    TRACKER,
     EngineEntry,
     FileEntry,
     Manifest,
@@ -55,9 +57,13 @@ from barnsight_engines.manifest import (
     read_manifest,
     sha256_of,
 )
+from barnsight_engines.propagator import MemoryTracker, TemporalPositions
 from barnsight_engines.spec import TensorSpec, difference, specs_of
 
 REBUILD = "run: barnsight engine build"
+
+# Shapes by tensor: a number, a letter for a size that the set may choose, None for a dimension that is left open.
+Patterns: TypeAlias = Mapping[str, tuple[int | str | None, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class ModelSet:
     """A whole model set, checked and opened. A context manager that closes its engines.
 
     `hash` is 12 hexadecimal digits that name the manifest and so every file; `parity` is how near the runtime came
-    to the golden answers.
+    to the golden answers. `tracker` is None where the set has none.
     """
 
     manifest: Manifest
@@ -73,6 +79,7 @@ class ModelSet:
     detector: Detector
     hash: str
     parity: tuple[Parity, ...] = ()
+    tracker: MemoryTracker | None = None
 
     @property
     def runtime(self) -> str:
@@ -83,6 +90,8 @@ class ModelSet:
         """Close every engine; a second call does nothing."""
         self.encoder.backend.close()
         self.detector.backend.close()
+        if self.tracker:
+            self.tracker.close()
 
     def __enter__(self) -> ModelSet:
         return self
@@ -105,20 +114,22 @@ def load_model_set(path: Path, *, runtime: str = "auto", threads: int | None = N
     chosen = _choose(path, runtime)
     if chosen in BUILT:
         _check_certificate(path, manifest, set_hash, chosen)
-    entries = [manifest.engine(role) for role in REQUIRED]
+    positions = _read_positions(path, manifest) if manifest.has_tracker else None
+    entries = [manifest.engine(role) for role in _roles(manifest)]
     with ExitStack() as opened:  # closes what is open already, should a later step fail
         backends = [
             opened.enter_context(closing(_open(path, path / chosen, entry, chosen, threads))) for entry in entries
         ]
         parity = certify(path / manifest.golden.file, list(zip(backends, judged_as(entries), strict=True)))
         opened.pop_all()
-    encoder, detector = backends
+    encoder, detector, *tracker = backends
     return ModelSet(
         manifest=manifest,
         encoder=Encoder(encoder, manifest.image_size, manifest.normalization),
         detector=Detector(detector, concepts, manifest.thresholds),
         hash=set_hash,
         parity=parity,
+        tracker=MemoryTracker(*tracker, positions=positions) if positions is not None else None,
     )
 
 
@@ -153,6 +164,11 @@ def issue_certificate(folder: Path, manifest: Manifest, set_hash: str, built: Pa
     return draw_up(set_hash, machine, "onnxruntime", files, measured)
 
 
+def _roles(manifest: Manifest) -> tuple[Role, ...]:
+    """The engines of a set that are used, in the order in which they run."""
+    return REQUIRED + TRACKER if manifest.has_tracker else REQUIRED
+
+
 def _choose(path: Path, runtime: str) -> str:
     """The runtime to open, where "auto" leaves the choice: the fastest that is installed and has engines."""
     if runtime not in RUNTIMES:
@@ -180,7 +196,7 @@ def _check_certificate(folder: Path, manifest: Manifest, set_hash: str, runtime:
         raise ModelSetDataError(
             f"{where}: is of the model set {certificate.model_set}, and this one is {set_hash}; {REBUILD}"
         )
-    if missing := sorted({*REQUIRED} - {record.role for record in certificate.engines}):
+    if missing := sorted({*_roles(manifest)} - {record.role for record in certificate.engines}):
         raise ModelSetDataError(f"{where}: engine '{missing[0]}' is missing; {REBUILD}")
     _check_files(built, certificate.engines, REBUILD)
     if certificate.machine != machine:
@@ -239,22 +255,34 @@ def _read_concepts(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.flo
     return arrays
 
 
+def _read_positions(path: Path, manifest: Manifest) -> TemporalPositions:
+    assert manifest.tracker is not None
+    file = path / manifest.tracker.file
+    try:
+        return TemporalPositions.from_arrays(read_arrays(file))
+    except KeyError as error:
+        raise ModelSetDataError(f"{file}: array {error} is missing; export the model set again") from error
+
+
 def _check_tensors(folder: Path, manifest: Manifest) -> None:
     """Compare the manifest's tensors with what this version runs.
 
     Letters stand for sizes that the set is free to choose, the same everywhere: C channels, T prompt tokens,
-    K queries. A set with a tracker has maps of its own for it, each with its own channels.
+    K queries. A set with a tracker has maps of its own for it, each with its own channels, M memories of width D and P
+    pointer tokens.
     """
     size, grid, mask = manifest.image_size, manifest.grid, manifest.mask_size
     image = {"image": (1, 3, size, size)}
     pyramid = {f"d{n}": (1, "C", n * grid, n * grid) for n in (4, 2, 1)}
     given = {spec.name for spec in manifest.engine("encoder").outputs}
-    tracked = {f"t{n}": (1, f"C{n}", n * grid, n * grid) for n in (4, 2, 1) if f"t{n}" in given}
+    tracked = {name: shape for name, shape in _tracker_maps(grid).items() if manifest.has_tracker or name in given}
     found = {"boxes": (1, "K", 4), "logits": (1, "K"), "presence": (1, 1), "masks": (1, "K", mask, mask)}
-    wanted: dict[Role, tuple[Mapping[str, tuple[int | str, ...]], Mapping[str, tuple[int | str, ...]]]] = {
-        "encoder": (image, pyramid | tracked),
+    wanted: dict[Role, tuple[Patterns, Patterns]] = {
+        "encoder": (image, {**pyramid, **tracked}),
         "detector": ({**pyramid, "text": (1, "T", "C")}, found),
     }
+    if manifest.has_tracker:
+        wanted |= _tracker_tensors(grid, mask)
     chosen: dict[str, int | None] = {}
     for role, (inputs, outputs) in wanted.items():
         entry = manifest.engine(role)
@@ -271,3 +299,25 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
                 raise ModelSetMismatchError(
                     f"{folder / 'manifest.json'}: engine '{role}': {kind} {wrong}; export the model set again"
                 )
+
+
+def _tracker_maps(grid: int) -> Patterns:
+    """The encoder's maps for the tracker."""
+    return {f"t{n}": (1, f"C{n}", n * grid, n * grid) for n in (4, 2, 1)}
+
+
+def _tracker_tensors(grid: int, mask: int) -> dict[Role, tuple[Patterns, Patterns]]:
+    """What each of the tracker's engines takes and gives; the batch is left open."""
+    t1, t4, t2 = ({name: _tracker_maps(grid)[name]} for name in ("t1", "t4", "t2"))
+    drawn: Patterns = {"mask": (None, 1, mask, mask)}
+    memories: Patterns = {"mem": (None, "M·N", "D"), "mempos": ("M", "D"), "bias": (None, 1, "M·N + P")}
+    pointers: Patterns = {"ptr": (None, "P", "D"), "ptrpos": (None, "P", "D")}
+    pix: Patterns = {"pix": (None, "C1", grid, grid)}
+    pointer: Patterns = {"ptr": (None, "C1")}
+    scores: Patterns = {"obj": (None, 1), "iou": (None, 1)}
+    return {
+        "memory_attention": ({**t1, **memories, **pointers}, pix),
+        "mask_decoder": ({**pix, **t4, **t2}, {"mask": (None, mask, mask), **pointer, **scores}),
+        "memory_encoder": ({**t1, **drawn, "obj": (None, 1)}, {"mem": (None, grid * grid, "D")}),
+        "prompt_decoder": ({**t1, **drawn}, pointer),
+    }

@@ -50,6 +50,7 @@ Role = Literal[  # in the order in which they run
     "behavior",
 ]
 REQUIRED: tuple[Role, ...] = ("encoder", "detector")
+TRACKER: tuple[Role, ...] = ("memory_attention", "mask_decoder", "memory_encoder", "prompt_decoder")
 RUNTIMES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 BUILT = ("tensorrt", "tensorrt-rtx")  # runtimes whose engines are built on the machine, from the ONNX files
 
@@ -132,6 +133,11 @@ class Manifest(Entry):
             if count != 1 and (role in REQUIRED or count):
                 raise ValueError(f"needs one engine with the role '{role}', has {count}")
         return engines
+
+    @property
+    def has_tracker(self) -> bool:
+        """Whether sessions can have a memory: all four engines are there, and what a session computes itself."""
+        return self.tracker is not None and {*TRACKER} <= {engine.role for engine in self.engines}
 
     def engine(self, role: Role) -> EngineEntry:
         """The engine that plays `role`."""

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+_BARELY = 0.1  # the logit of a pixel that was corrected (SAM 3's)
+
 
 def intersections(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Count the pixels that each pair shares: (N, h, w), (M, h, w) -> (N, M)."""
@@ -87,6 +89,28 @@ def to_window(
     return enlarged > 0, (top, left)
 
 
+def box_px(mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.float32]:
+    """The tight box in the frame of one mask (h, w), (4,) xyxy in pixels; zeros where the mask is empty."""
+    window, (top, left) = to_window(mask_logits, image_size)
+    if not window.any():
+        return np.zeros(4, np.float32)
+    box: NDArray[np.float32] = tight_boxes(window[None])[0] + np.array([left, top, left, top], np.float32)
+    return box
+
+
+def without_specks(mask_logits: NDArray[np.float32], largest: int) -> NDArray[np.float32]:
+    """One mask (h, w) with its specks removed and its holes filled, where they have `largest` pixels at most.
+
+    Parts are joined along edges and corners. What has more than half of the mask is no speck (both as in SAM 3).
+    """
+    if largest < 1:
+        return mask_logits
+    mask = mask_logits > 0
+    holes, specks = _small_parts(~mask, largest), _small_parts(mask, min(largest, int(mask.sum()) // 2))
+    cleaned: NDArray[np.float32] = np.where(holes, _BARELY, np.where(specks, -_BARELY, mask_logits))
+    return cleaned.astype(np.float32, copy=False)
+
+
 def encode_rle(mask: NDArray[np.bool_]) -> bytes:
     """Compress a mask (H, W) to COCO's run-length string (column-major)."""
     counts: bytes = coco.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
@@ -100,6 +124,15 @@ def decode_rle(counts: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
         warnings.simplefilter("ignore", DeprecationWarning)
         mask: NDArray[np.uint8] = coco.decode({"counts": counts, "size": list(size)})
     return mask.view(np.bool_)
+
+
+def _small_parts(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]:
+    """The connected parts of a mask (h, w) that have `largest` pixels at most."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    small = statistics[:, cv2.CC_STAT_AREA] <= largest
+    small[0] = False  # what is outside the mask
+    parts: NDArray[np.bool_] = small[labels]
+    return parts
 
 
 def _span(first: int, last: int, cells: int, pixels: int) -> tuple[slice, int, int]:

@@ -73,6 +73,14 @@ class TemporalPositions:
         return np.asarray(sines @ self.pointer_weight.T + self.pointer_bias, np.float32)
 
 
+class MemoryLayout(NamedTuple):
+    """How much the engines want to remember of an animal: `slots` memories of `cells` cells, and `pointers`."""
+
+    cells: int
+    slots: int
+    pointers: int
+
+
 class MemoryTracker:
     """The four engines, in the terms of a session."""
 
@@ -83,13 +91,28 @@ class MemoryTracker:
         memory_encoder: Backend,
         prompt_decoder: Backend,
         *,
+        positions: TemporalPositions,
         largest_batch: int = LARGEST_BATCH,
     ) -> None:
         self._memory_attention = memory_attention
         self._mask_decoder = mask_decoder
         self._memory_encoder = memory_encoder
         self._prompt_decoder = prompt_decoder
-        self._largest_batch = largest_batch
+        self.positions = positions
+        self.largest_batch = largest_batch
+
+    @property
+    def layout(self) -> MemoryLayout:
+        """What the memory attention was exported for."""
+        shapes = {tensor.name: tensor.shape for tensor in self._memory_attention.spec.inputs}
+
+        def size(name: str, axis: int) -> int:
+            length = shapes[name][axis]
+            assert length is not None  # only the batch is left open
+            return length
+
+        slots, width = size("mempos", 0), size("mempos", 1)
+        return MemoryLayout(size("mem", 1) // slots, slots, size("ptr", 1) * width // size("t1", 1))
 
     def segment(self, features: Features, memories: Memories) -> Segmented:
         """Find B animals on the frame of `features` by what is remembered of them. Raises EngineError."""
@@ -129,7 +152,7 @@ class MemoryTracker:
             engine.close()
 
     def _turns(self, count: int) -> list[slice]:
-        return [slice(first, first + self._largest_batch) for first in range(0, count, self._largest_batch)]
+        return [slice(first, first + self.largest_batch) for first in range(0, count, self.largest_batch)]
 
     def _in_turns(self, run: Callable[[slice], Floats], count: int) -> Floats:
         return np.concatenate([run(rows) for rows in self._turns(count)])

@@ -27,10 +27,13 @@ from barnsight_engines.manifest import (
     Normalization,
     Thresholds,
 )
+from barnsight_engines.propagator import MemoryTracker, TemporalPositions
 from barnsight_engines.spec import EngineSpec, TensorSpec
 
 Arrays = Mapping[str, NDArray[Any]]
 CERTAIN = 20.0  # a logit that leaves no doubt
+SCRIPTED_SLOTS, SCRIPTED_POINTERS = 7, 17
+_CHANNELS = 2
 
 
 class ScriptedBackend:
@@ -75,6 +78,7 @@ def scripted_model_set(
     concepts: Sequence[str] = ("pig", "cow"),
     grid: int = 20,
     queries: int = 32,
+    tracker: MemoryTracker | None = None,
 ) -> ModelSet:
     """A model set whose detector finds, frame by frame, what `frames` say: a sequence, or a function of the index.
 
@@ -94,7 +98,71 @@ def scripted_model_set(
         encoder=Encoder(ScriptedBackend(encoder, lambda _: features), manifest.image_size, manifest.normalization),
         detector=Detector(found, {name: np.zeros((1, 1, 1), np.float32) for name in concepts}, manifest.thresholds),
         hash="0" * HASH_DIGITS,
+        tracker=tracker,
     )
+
+
+def scripted_tracker(grid: int = 20, *, largest_batch: int = 8) -> MemoryTracker:
+    """A tracker that knows every animal by its color, the value of its cells in the first channel of `t1`.
+
+    It finds an animal wherever that color is, and nowhere where it is not; 0 is the floor. `painted` makes such maps.
+    """
+    cells, mask, tokens = grid * grid, 4 * grid, SCRIPTED_POINTERS
+    t1, t2, t4 = (_tensor(f"t{n}", 1, _CHANNELS, n * grid, n * grid) for n in (1, 2, 4))
+    drawn, obj, ptr = _tensor("mask", None, 1, mask, mask), _tensor("obj", None, 1), _tensor("ptr", None, _CHANNELS)
+    memory = (
+        _tensor("mem", None, SCRIPTED_SLOTS * cells, _CHANNELS),
+        _tensor("mempos", SCRIPTED_SLOTS, _CHANNELS),
+        _tensor("ptr", None, tokens, _CHANNELS),
+        _tensor("ptrpos", None, tokens, _CHANNELS),
+        _tensor("bias", None, 1, SCRIPTED_SLOTS * cells + tokens),
+    )
+    pix = _tensor("pix", None, _CHANNELS, grid, grid)
+    found = (_tensor("mask", None, mask, mask), ptr, obj, _tensor("iou", None, 1))
+
+    def attend(given: Arrays) -> Arrays:
+        known = given["bias"][:, 0, : given["mem"].shape[1]] == 0
+        color = np.where(known, given["mem"][..., 0], 0).max(axis=1)[:, None, None]  # (B, 1, 1)
+        there = (given["t1"][0, :1] == color) & (color > 0)  # (B, G, G)
+        return {"pix": np.where(there[:, None], CERTAIN, -CERTAIN).astype(np.float32).repeat(_CHANNELS, axis=1)}
+
+    def decode(given: Arrays) -> Arrays:
+        masks = given["pix"][:, 0].repeat(4, axis=1).repeat(4, axis=2)
+        present = np.where((masks > 0).any(axis=(1, 2)), CERTAIN, -CERTAIN).astype(np.float32)[:, None]
+        pointers = np.zeros((len(masks), _CHANNELS), np.float32)
+        return {"mask": masks, "ptr": pointers, "obj": present, "iou": np.ones_like(present)}
+
+    def memorize(given: Arrays) -> Arrays:
+        memories = np.zeros((len(given["mask"]), cells, _CHANNELS), np.float32)
+        for memory, own in zip(memories, given["mask"][:, 0, 2::4, 2::4] > 0, strict=True):
+            colors = given["t1"][0, 0][own]
+            memory[:, 0] = np.median(colors[colors > 0]) if (colors > 0).any() else 0
+        return {"mem": memories}
+
+    def point(given: Arrays) -> Arrays:
+        return {"ptr": np.zeros((len(given["mask"]), _CHANNELS), np.float32)}
+
+    still = np.zeros((SCRIPTED_SLOTS, _CHANNELS), np.float32)
+    return MemoryTracker(
+        ScriptedBackend(EngineSpec("memory_attention", (t1, *memory), (pix,)), attend),
+        ScriptedBackend(EngineSpec("mask_decoder", (pix, t4, t2), found), decode),
+        ScriptedBackend(EngineSpec("memory_encoder", (t1, drawn, obj), (_tensor("mem", None, cells, 2),)), memorize),
+        ScriptedBackend(EngineSpec("prompt_decoder", (t1, drawn), (ptr,)), point),
+        positions=TemporalPositions(still, np.zeros((_CHANNELS, _CHANNELS), np.float32), still[0], tokens),
+        largest_batch=largest_batch,
+    )
+
+
+def painted(colors: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The maps of a frame for `scripted_tracker`: the color of the animal on each cell (G, G), 0 on the floor."""
+    grid = len(colors)
+    maps = {f"t{n}": np.zeros((1, _CHANNELS, n * grid, n * grid), np.float32) for n in (4, 2, 1)}
+    maps["t1"][0, 0] = colors
+    return maps
+
+
+def _tensor(name: str, *shape: int | None) -> TensorSpec:
+    return TensorSpec(name, "float32", shape)
 
 
 def raw_outputs(detections: Detections, queries: int) -> dict[str, NDArray[np.float32]]:

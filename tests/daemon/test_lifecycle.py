@@ -19,11 +19,11 @@ MASK[1:5, 1:5] = 1
 
 
 def born(score: float) -> Target:
-    return Target.born(1, 0, BOX_PX, MASK, score, SETTINGS)
+    return Target.born(1, 0, 0, BOX_PX, MASK, score, SETTINGS)
 
 
-def match(target: Target) -> None:
-    target.match(BOX_PX, MASK, 0.9, FRAME_S, SETTINGS)
+def match(target: Target, now_ns: int = 0, score: float = 0.9) -> None:
+    target.match(now_ns, BOX_PX, MASK, score, FRAME_S, SETTINGS)
 
 
 def test_three_matches_confirm_a_doubtful_birth() -> None:
@@ -81,6 +81,34 @@ def test_a_match_refills_the_keep_alive_and_never_overfills_it() -> None:
     target.miss(FRAME_NS, 1.0, SETTINGS)
     match(target)
     assert target.keep_alive_s == pytest.approx(SETTINGS.keep_alive_s - 1.0 + FRAME_S)
+
+
+def test_a_detector_that_looks_at_every_fifth_frame_is_counted_by_its_looks() -> None:
+    settings = TrackingSettings(fps=10, detect_every=5, keep_alive_s=10)
+    target = born(0.95)
+    over = []
+    for look in range(1, 9):
+        target.miss(look * 5 * FRAME_NS, 5 * FRAME_S, settings)
+        over.append(target.is_over(look * 5 * FRAME_NS, settings))
+    assert over == [False] * 7 + [True]
+    assert target.keep_alive_s == pytest.approx(settings.keep_alive_s - 8 * 0.5 - (10 - SETTINGS.keep_alive_s))
+
+
+def test_an_animal_is_remembered_for_certain_again_where_a_sure_detection_fits() -> None:
+    target = born(0.95)
+    certain = []
+    for frame in range(1, 40):
+        target.expect(MASK, (64, 64))
+        match(target, frame * FRAME_NS)
+        certain.append(target.certain)
+    assert [frame for frame, is_certain in enumerate(certain, 1) if is_certain] == [16, 32]
+
+    target.expect(shifted(MASK, 0, 2), (64, 64))
+    match(target, 60 * FRAME_NS)  # it was expected elsewhere
+    assert not target.certain
+    target.expect(MASK, (64, 64))
+    match(target, 60 * FRAME_NS, score=0.7)
+    assert not target.certain
 
 
 def test_of_two_on_one_place_the_more_recently_occluded_yields() -> None:

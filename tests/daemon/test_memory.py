@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from barnsight_engines.propagator import MASKED, Memories, TemporalPositions, sine_encoding
+from barnsight_engines.propagator import MASKED, Memories, MemoryLayout, TemporalPositions, sine_encoding
 from barnsightd.tracking.memory import MemoryBank
 
 CELLS, WIDTH, POINTER_WIDTH = 4, 3, 6
@@ -20,8 +20,11 @@ def positions() -> TemporalPositions:
     return TemporalPositions(rows, weight, np.zeros(WIDTH, np.float32), RECENT_POINTERS + 1)
 
 
-def make_bank(animals: int = 3, slots: int = RECENT + 1, pointers: int = RECENT_POINTERS + 2) -> MemoryBank:
-    return MemoryBank(animals, positions(), cells=CELLS, slots=slots, pointers=pointers)
+def make_bank(
+    memories: int = RECENT + 1, pointers: int = RECENT_POINTERS + 2, *, slots: int | None = None
+) -> MemoryBank:
+    layout = MemoryLayout(CELLS, memories, pointers)
+    return MemoryBank(3, positions(), layout, slots=slots, batch=2)
 
 
 def value(number: float, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +120,7 @@ def test_nothing_grows() -> None:
 
 def test_a_bank_needs_room_for_conditioning_frames() -> None:
     with pytest.raises(ValueError, match="it needs more than 6 and 15"):
-        make_bank(slots=RECENT)
+        make_bank(RECENT)
     with pytest.raises(ValueError, match="it needs more than 6 and 15"):
         make_bank(pointers=RECENT_POINTERS)
 
@@ -126,5 +129,29 @@ def test_a_bank_needs_room_for_conditioning_frames() -> None:
 def test_at_sam3s_size_an_animal_takes_a_few_megabytes(grid: int, mb_an_animal: float) -> None:
     rows = np.zeros((7, 64), np.float32)
     full = TemporalPositions(rows, np.zeros((64, 256), np.float32), np.zeros(64, np.float32), 16)
-    bank = MemoryBank(8, full, cells=grid**2, slots=7, pointers=19)
-    assert bank.size_bytes / 8e6 == pytest.approx(mb_an_animal, abs=0.01)
+    bank, larger = (MemoryBank(animals, full, MemoryLayout(grid**2, 7, 19)) for animals in (8, 9))
+    assert (larger.size_bytes - bank.size_bytes) / 1e6 == pytest.approx(mb_an_animal, abs=0.01)
+
+
+def test_fewer_slots_keep_fewer_frames_and_the_tracker_gets_the_shape_that_it_wants() -> None:
+    bank, usual = make_bank(slots=4), make_bank()
+    bank.condition([0], 10, *value(10))
+    for frame in range(11, 31):
+        bank.remember([0], frame, *value(frame))
+    memories = bank.recall([0], 31)
+    assert sorted(held(memories).values()) == [10, 28, 29, 30]
+    assert [tensor.shape for tensor in memories] == [tensor.shape for tensor in usual.recall([0], 31)]
+    assert bank.size_bytes < usual.size_bytes
+    for slots in (1, RECENT + 2):
+        with pytest.raises(ValueError, match=f"memory slots must be 2 to 7, got {slots}"):
+            make_bank(slots=slots)
+
+
+def test_a_frame_without_a_pointer_keeps_the_pointers_before_it() -> None:
+    bank = make_bank()
+    bank.condition([0], 1, *value(1))
+    bank.remember([0], 2, *value(2))
+    bank.remember([0], 3, value(3)[0])
+    memories = bank.recall([0], 4)
+    assert sorted(held(memories).values()) == [1, 2, 3]
+    assert pointers_held(memories) == sorted(2 * [101.0, 102.0])

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
 from barnsight_engines.masks import decode_rle
+from barnsight_engines.propagator import MemoryTracker
+from barnsight_engines.scripted_backend import painted, scripted_tracker
 from barnsightd.pipeline import CameraSettings, Pipeline
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.types import Frame, FrameResult
+from barnsightd.types import Frame, FrameResult, TrackletEnd
 
 S = 1_000_000_000
-HEIGHT_PX, WIDTH_PX = 90, 160
+HEIGHT_PX, WIDTH_PX, GRID = 160, 160, 20
 SETTINGS = CameraSettings("pig", TrackingSettings(fps=5.0), session_ns=60 * S, masks_every_s=1.0)
 
 
@@ -27,7 +29,7 @@ class OnePig:
         self.asked: list[tuple[str, float | None]] = []
 
     def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        return {"d1": np.zeros((1, 1, 1, 1), np.float32)}
+        return painted(np.ones((GRID, GRID), np.float32))
 
     def detect(
         self,
@@ -39,18 +41,19 @@ class OnePig:
     ) -> Detections:
         x0 = 4 * len(self.asked)
         self.asked.append((concept, min_score))
-        mask_logits = np.full((1, HEIGHT_PX // 2, WIDTH_PX // 2), -5, np.float32)
+        mask_logits = np.full((1, 4 * GRID, 4 * GRID), -5, np.float32)
         mask_logits[0, 10:25, x0 // 2 : x0 // 2 + 20] = 5
         boxes_px = np.array([[x0, 20, x0 + 40, 50]], np.float32)
         return Detections(boxes_px, np.array([0.95], np.float32), mask_logits, image_size)
 
 
-def make_pipeline(settings: CameraSettings = SETTINGS) -> tuple[Pipeline, OnePig]:
+def make_pipeline(settings: CameraSettings = SETTINGS, tracker: MemoryTracker | None = None) -> tuple[Pipeline, OnePig]:
     pig, numbers, ticks = OnePig(), itertools.count(1), itertools.count(0, 5)
     pipeline = Pipeline(
         pig,
         pig,
         {"pen": settings},
+        tracker=tracker,
         model_set="abc",
         number_session=lambda camera, started_ns: next(numbers),
         clock_ns=lambda: next(ticks),
@@ -119,6 +122,39 @@ def test_a_changed_camera_starts_over_and_an_unchanged_one_goes_on() -> None:
     assert step(pipeline, make_frame(1, 0.2)).observations[0].session == 1
     pipeline.set_cameras({"pen": replace(SETTINGS, species="cow")})
     assert step(pipeline, make_frame(2, 0.4)).observations[0].session == 2
+
+
+def test_the_detector_looks_at_every_third_frame_and_first_at_a_sessions_first() -> None:
+    pipeline, pig = make_pipeline(replace(SETTINGS, tracking=replace(SETTINGS.tracking, detect_every=3)))
+    looks, sources = [], []
+    for i in range(5):
+        result = step(pipeline, make_frame(i, i / 5))
+        looks.append(len(pig.asked))
+        sources.append(result.tracks[0].source.value)
+    assert looks == [1, 1, 1, 2, 2]
+    assert sources == ["detected", "propagated", "propagated", "detected", "propagated"]
+    pipeline.end_session("pen")
+    step(pipeline, make_frame(5, 1.0))
+    assert len(pig.asked) == 3
+
+
+def test_what_a_session_leaves_comes_with_the_cameras_next_frame() -> None:
+    pipeline, _ = make_pipeline()
+    assert [step(pipeline, make_frame(i, i / 5)).tracklets for i in range(3)] == [()] * 3
+    pipeline.end_session("pen")
+    (left,) = step(pipeline, make_frame(3, 0.6)).tracklets
+    assert (left.session, left.track, left.detections, left.end) == (1, 1, 3, TrackletEnd.SESSION)
+    assert step(pipeline, make_frame(4, 0.8)).tracklets == ()
+
+
+def test_a_session_of_a_model_set_with_a_tracker_has_a_memory_unless_it_is_switched_off() -> None:
+    sizes = {}
+    for remembers in (True, False):
+        pipeline, _ = make_pipeline(replace(SETTINGS, remembers=remembers), tracker=scripted_tracker(GRID))
+        sizes[remembers] = [step(pipeline, make_frame(i, i / 5)).session_bytes for i in range(3)]
+    assert len(set(sizes[True])) == 1
+    assert sizes[True][0] > 0
+    assert sizes[False] == [0, 0, 0]
 
 
 def test_a_frame_of_a_camera_that_was_taken_out_while_it_was_encoded_gives_nothing() -> None:

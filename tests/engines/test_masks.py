@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from barnsight_engines.masks import (
     area_px,
     areas,
+    box_px,
     decode_rle,
     encode_rle,
     intersections,
@@ -18,6 +19,7 @@ from barnsight_engines.masks import (
     tight_boxes,
     to_image,
     to_window,
+    without_specks,
 )
 
 
@@ -98,3 +100,31 @@ def test_run_lengths_come_back_as_the_same_mask() -> None:
 def test_run_lengths_are_cocos_column_by_column() -> None:
     # 2 rows, 3 columns; down the columns: 0 1 1 1 0 0 -> runs 1, 3, 2, each one character from '0' on
     assert encode_rle(grid(".#.", "##.")) == b"132"
+
+
+def test_a_box_is_as_fine_as_the_frame() -> None:
+    logits = np.full((8, 8), -4, np.float32)
+    logits[2:4, 3:6] = 4
+    mask = to_image(logits, (80, 160))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert box_px(logits, (80, 160)).tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert box_px(np.full((8, 8), -4, np.float32), (80, 160)).tolist() == [0, 0, 0, 0]
+
+
+def test_small_holes_are_filled_and_small_specks_removed() -> None:
+    logits = np.full((12, 12), -3, np.float32)
+    logits[1:7, 1:7] = 3
+    logits[3, 3] = -3  # a hole
+    logits[10, 10] = logits[11, 11] = 3  # a speck of two, joined at the corner
+    clean = without_specks(logits, 2)
+    expected = np.zeros((12, 12), bool)
+    expected[1:7, 1:7] = True
+    assert ((clean > 0) == expected).all()
+    assert ((without_specks(logits, 1) > 0).sum()) == expected.sum() + 2
+    assert without_specks(logits, 0) is logits
+
+
+def test_a_mask_that_is_all_small_is_no_speck() -> None:
+    logits = np.full((12, 12), -3, np.float32)
+    logits[5, 5:8] = 3
+    assert (without_specks(logits, 9) > 0).sum() == 3

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from transformers.models.sam3_tracker_video import modeling_sam3_tracker_video as stock_tracker
 
-from barnsight_engines.propagator import MemoryTracker, TemporalPositions, certain
+from barnsight_engines.propagator import MemoryLayout, MemoryTracker, TemporalPositions, certain
 from barnsight_engines.spec import EngineSpec
 from barnsight_export.networks.tracker import Tracker, TrackerConfig
 from barnsight_export.onnx import roles
@@ -23,7 +23,6 @@ from barnsightd.tracking.memory import MemoryBank
 
 GRID, WIDTH, ANIMALS = 4, 128, 3
 CONFIG = TrackerConfig(grid=GRID, width=WIDTH, attention_layers=1, feed_forward=64, decoder_heads=2)
-SLOTS, POINTERS = roles.MEMORY_SLOTS, roles.POINTERS
 
 
 class TorchBackend:
@@ -135,9 +134,11 @@ def run_ours(stock: Any, frames: int) -> list[Step]:
     """The same with fixed slots; what is kept is counted in bytes."""
     tracker = Tracker(CONFIG).eval()
     tracker.load_state_dict(stock.state_dict())
-    engines = MemoryTracker(*(TorchBackend(graph) for graph in roles.tracker_graphs(tracker)), largest_batch=2)
     positions = TemporalPositions.from_arrays(session_constants(tracker))
-    bank = MemoryBank(ANIMALS, positions, cells=GRID**2, slots=SLOTS, pointers=POINTERS, dtype=np.float32)
+    backends = [TorchBackend(graph) for graph in roles.tracker_graphs(tracker)]
+    engines = MemoryTracker(*backends, positions=positions, largest_batch=2)
+    layout = MemoryLayout(GRID**2, roles.MEMORY_SLOTS, roles.POINTERS)
+    bank = MemoryBank(ANIMALS, positions, layout, batch=ANIMALS, dtype=np.float32)
     animals = range(ANIMALS)
     steps = []
     for frame in range(frames):

@@ -90,8 +90,15 @@ class IngestConfig(Settings):
 class TrackingConfig(Settings):
     """How animals are followed; scores left out come from the model set."""
 
-    detect_every: Literal[1] = 1
-    """Detect on every n-th frame; this version detects on each."""
+    detect_every: int = Field(default=1, ge=1, le=30)
+    """Detect on every n-th frame; in between animals are carried on by motion and memory."""
+    memory: Literal["auto", "off", "lazy", "full"] = "auto"
+    """Find hidden and missed animals by memory: `lazy` those that no detection explains, `full` all of them; \
+`auto` is `lazy` where the model set has a tracker."""
+    memory_slots: int | None = Field(default=None, ge=2, le=64)
+    """Memories kept of each animal; as many as the tracker can use when left out."""
+    memory_mb: int = Field(default=512, ge=1, le=16_000)
+    """Most that the memory of one session may take, megabytes (10⁶ bytes); it is reserved at the session's start."""
     session_minutes: float = Field(default=60, ge=1, le=1440)
     """Minutes after which a session ends and tracks are numbered anew."""
     max_objects: int = Field(default=30, ge=1, le=200)

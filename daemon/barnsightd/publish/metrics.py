@@ -29,7 +29,7 @@ from barnsight_engines.certificate import Parity
 from barnsight_engines.manifest import Manifest
 from barnsightd.ingest.faults import DropReason, FaultReason
 from barnsightd.store.records import StoreUsage
-from barnsightd.types import FrameResult
+from barnsightd.types import FrameResult, TrackletEnd
 
 FRAME_STAGES = ("decoded", "processed")
 OTHER = "other"
@@ -128,6 +128,18 @@ class Metrics:
         )
         self.tracks_active = Gauge(
             "barnsight_tracks_active", "Animals followed on the last frame.", ["camera"], registry=registry
+        )
+        self.session_memory = Gauge(
+            "barnsight_session_memory_bytes",
+            "What is reserved to remember the animals of the running session; 0 without a tracker.",
+            ["camera"],
+            registry=registry,
+        )
+        self.tracklets = Counter(
+            "barnsight_tracklets_total",
+            "Tracks of animals that ended, by the reason why.",
+            ["camera", "end"],
+            registry=registry,
         )
         self.observations = Counter(
             "barnsight_observations_total",
@@ -253,6 +265,9 @@ class Metrics:
             self.camera_frames.labels(camera, "processed").inc()
             self.tracks_active.labels(camera).set(len(result.tracks))
             self.observations.labels(camera).inc(len(result.observations))
+            self.session_memory.labels(camera).set(result.session_bytes)
+            for tracklet in result.tracklets:
+                self.tracklets.labels(camera, tracklet.end.value).inc()
         self.frame_age.observe(age_s)
         for stage, duration_ns in result.stage_ns.items():
             self.stage_duration.labels(stage).observe(duration_ns / NS_PER_S)
@@ -297,8 +312,10 @@ class Metrics:
     def _add(self, camera: str) -> None:
         rate = Rate(self._clock_ns)
         self.camera_fps.labels(camera).set_function(rate.per_second)
-        for gauge in (self.camera_up, self.camera_last_frame, self.tracks_active):
+        for gauge in (self.camera_up, self.camera_last_frame, self.tracks_active, self.session_memory):
             gauge.labels(camera)
+        for end in TrackletEnd:
+            self.tracklets.labels(camera, end.value)
         self.observations.labels(camera)
         for stage in FRAME_STAGES:
             self.camera_frames.labels(camera, stage)
@@ -310,8 +327,16 @@ class Metrics:
 
     def _remove(self, camera: str) -> None:
         del self._rates[camera]
-        for metric in (self.camera_up, self.camera_fps, self.camera_last_frame, self.tracks_active):
+        for metric in (
+            self.camera_up,
+            self.camera_fps,
+            self.camera_last_frame,
+            self.tracks_active,
+            self.session_memory,
+        ):
             metric.remove(camera)
+        for end in TrackletEnd:
+            self.tracklets.remove(camera, end.value)
         self.observations.remove(camera)
         for stage in FRAME_STAGES:
             self.camera_frames.remove(camera, stage)

@@ -5,7 +5,7 @@ rarely comes back; SAM 3 does so to any young track, here a few matches put it b
 only then reported, after those matches, or at once where the first detection was sure. Every match refills its
 keep-alive, every miss drains it; a confirmed track out of sight is lost until it is found again or the keep-alive
 has run out. SAM 3 counts frames; here all ages are nominal frames or seconds of the clock, so that a dropped frame
-changes nothing.
+changes nothing. Frames that count for or against a track are those that the detector looks at.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from barnsight_engines.masks import mask_iou
 from barnsightd.tracking.motion import Motion
-from barnsightd.types import Track, TrackSource, TrackState
+from barnsightd.types import Track, Tracklet, TrackletEnd, TrackSource, TrackState
 
 NEVER_NS = -1
 USUAL_CUT = 0.5
@@ -29,10 +30,24 @@ class TrackingSettings:
     `min_score` is what a detection needs to continue a track, `strong_score` to go first, `new_score` to begin
     one, `sure_score` to begin a confirmed one. `kept_share` is how much of its area a detected mask must keep when
     each pixel has gone to one animal, `coast_share` the same for a mask that is only expected.
+
+    With memory, an animal is remembered for certain again every `recondition_frames` where a detection of at least
+    `recondition_score` fits what was expected to `recondition_iou`. `lazy` looks only for animals that no detection
+    explains, which takes an IoU of `explained_iou` with where they were expected; between detections those stay where
+    they are that move slower than `rest_sizes_s`, in lengths of their own a second. `memory_slots` keeps fewer frames
+    than the tracker can use.
     """
 
     fps: float = 6.0
+    detect_every: int = 1
     max_objects: int = 30
+    memory_slots: int | None = None
+    lazy: bool = True
+    explained_iou: float = 0.5
+    recondition_frames: float = 16
+    recondition_score: float = 0.8
+    recondition_iou: float = 0.8
+    rest_sizes_s: float = 0.1
     min_score: float = 0.3
     strong_score: float = 0.5
     new_score: float = 0.7
@@ -62,6 +77,7 @@ class TrackingSettings:
             strong_score=min(self.strong_score * scale, 1.0),
             new_score=min(self.new_score * scale, 1.0),
             sure_score=min(self.sure_score * scale, 1.0),
+            recondition_score=min(self.recondition_score * scale, 1.0),
         )
 
 
@@ -69,12 +85,15 @@ class TrackingSettings:
 class Target:
     """One animal that a session follows; what was last seen of it, what is expected now, and its account.
 
-    `seen_*` come from the last detection; `mask_logits` (h, w) and `box_px` (4,) are this frame's.
-    `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when it was last
-    hidden. `visible` says whether this frame's mask is worth reporting.
+    `seen_*` come from the last time that it was seen, by the detector or by memory; `mask_logits` (h, w) and `box_px`
+    (4,) are this frame's. `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when
+    it was last hidden. `visible` says whether this frame's mask is worth reporting. `slot` is its place in memory;
+    `sought` says whether memory looked for it on this frame, `recalled` whether it was found; `certain` whether this
+    frame is to be remembered for certain, as the last one was that `conditioned_ns` tells.
     """
 
     track: int
+    slot: int
     born_ns: int
     motion: Motion
     seen_mask_logits: NDArray[np.float32]
@@ -91,11 +110,18 @@ class Target:
     occluded_ns: int = NEVER_NS
     source: TrackSource = TrackSource.DETECTED
     visible: bool = True
+    sought: bool = False
+    recalled: bool = False
+    certain: bool = True
+    conditioned_ns: int = NEVER_NS
+    last_seen_ns: int = NEVER_NS
+    score_sum: float = 0.0
 
     @classmethod
     def born(
         cls,
         track: int,
+        slot: int,
         now_ns: int,
         box_px: NDArray[np.float32],
         mask_logits: NDArray[np.float32],
@@ -106,6 +132,7 @@ class Target:
         motion = Motion.at_rest(box_px)
         return cls(
             track=track,
+            slot=slot,
             born_ns=now_ns,
             motion=motion,
             seen_mask_logits=mask_logits,
@@ -116,7 +143,15 @@ class Target:
             score=score,
             confirmed=score >= settings.sure_score,
             keep_alive_s=settings.keep_alive_s,
+            conditioned_ns=now_ns,
+            last_seen_ns=now_ns,
+            score_sum=score,
         )
+
+    @property
+    def missing(self) -> bool:
+        """Whether memory looked for the animal on this frame in vain."""
+        return self.sought and not self.recalled
 
     @property
     def moved_px(self) -> NDArray[np.float64]:
@@ -136,21 +171,37 @@ class Target:
         self.box_px = np.clip(corners_px, 0, [width_px, height_px]).ravel().astype(np.float32)
         self.mask_logits = mask_logits
         self.source = TrackSource.PROPAGATED
+        self.sought = self.recalled = self.certain = False
+
+    def recall(self, box_px: NDArray[np.float32], mask_logits: NDArray[np.float32]) -> None:
+        """Memory looked for the animal and found it."""
+        self.sought = self.recalled = True
+        self._see(box_px, mask_logits)
+
+    def lose_sight(self) -> None:
+        """Memory looked for the animal and did not find it."""
+        self.sought, self.recalled = True, False
 
     def match(
         self,
+        now_ns: int,
         box_px: NDArray[np.float32],
         mask_logits: NDArray[np.float32],
         score: float,
         elapsed_s: float,
         settings: TrackingSettings,
     ) -> None:
-        """The animal was detected."""
-        self.motion.update(box_px)
-        self.seen_box_px = self.box_px = box_px
-        self.seen_mask_logits = self.mask_logits = mask_logits
-        self.seen_center_px = self.motion.center_px
+        """The animal was detected, `elapsed_s` seconds after the detector last looked."""
+        since_conditioned_frames = (now_ns - self.conditioned_ns) * 1e-9 * settings.fps
+        if since_conditioned_frames >= settings.recondition_frames and score >= settings.recondition_score:
+            expected = mask_iou(self.mask_logits[None] > 0, mask_logits[None] > 0)
+            self.certain = bool(expected[0, 0] >= settings.recondition_iou)
+        if self.certain:
+            self.conditioned_ns = now_ns
+        self._see(box_px, mask_logits)
         self.score = score
+        self.score_sum += score
+        self.last_seen_ns = now_ns
         self.source = TrackSource.DETECTED
         self.matches += 1
         self.unseen_frames = 0.0
@@ -158,11 +209,18 @@ class Target:
         self.confirmed = self.confirmed or self.matches >= settings.confirm_matches
 
     def miss(self, now_ns: int, elapsed_s: float, settings: TrackingSettings) -> None:
-        """The animal was looked for and not detected."""
-        self.unseen_frames += elapsed_s * settings.fps
-        self.misses += elapsed_s * settings.fps
+        """The animal was not detected, `elapsed_s` seconds after the detector last looked."""
+        looked_at_frames = elapsed_s * settings.fps / settings.detect_every
+        self.unseen_frames += looked_at_frames
+        self.misses += looked_at_frames
         self.keep_alive_s -= elapsed_s
         self.occluded_ns = now_ns
+
+    def _see(self, box_px: NDArray[np.float32], mask_logits: NDArray[np.float32]) -> None:
+        self.motion.update(box_px)
+        self.seen_box_px = self.box_px = box_px
+        self.seen_mask_logits = self.mask_logits = mask_logits
+        self.seen_center_px = self.motion.center_px
 
     def hide(self, now_ns: int) -> None:
         """Another animal stands on this one's place: not reported on this frame."""
@@ -178,16 +236,34 @@ class Target:
         if not self.confirmed:
             return TrackState.TENTATIVE
         # Half a frame of tolerance: the clock of a camera jitters.
-        if self.unseen_frames > settings.coast_frames + 0.5:
+        if self.unseen_frames > settings.coast_frames + 0.5 and not self.recalled:
             return TrackState.LOST
         return TrackState.CONFIRMED
 
     def is_over(self, now_ns: int, settings: TrackingSettings) -> bool:
         """Whether the track is to be removed: a false alarm in its hot start, or unseen for too long."""
-        in_hot_start = self.age_frames(now_ns, settings.fps) <= settings.hot_start_frames
+        in_hot_start = self.age_frames(now_ns, settings.fps) <= settings.hot_start_frames * settings.detect_every
         unproven = self.matches < settings.confirm_matches
         false_alarm = in_hot_start and unproven and self.misses >= settings.hot_start_misses
         return false_alarm or self.keep_alive_s <= 0
+
+    def is_at_rest(self, settings: TrackingSettings) -> bool:
+        """Whether the animal is in sight and stays where it is."""
+        speed_sizes_s = float(np.hypot(*self.motion.velocity_px_s)) / self.motion.size_px
+        return self.state(settings) is TrackState.CONFIRMED and speed_sizes_s < settings.rest_sizes_s
+
+    def as_tracklet(self, session: int, end: TrackletEnd) -> Tracklet:
+        """What is left of the target once it is over."""
+        return Tracklet(
+            session=session,
+            track=self.track,
+            born_ns=self.born_ns,
+            last_seen_ns=self.last_seen_ns,
+            detections=self.matches,
+            mean_score=self.score_sum / self.matches,
+            found_share=self.matches / (self.matches + self.misses - self.unseen_frames),
+            end=end,
+        )
 
     def as_track(self, now_ns: int, settings: TrackingSettings) -> Track:
         """What the other stages get to know of the target."""

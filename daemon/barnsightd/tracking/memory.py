@@ -6,7 +6,7 @@ nothing. The frame with number n writes slot n modulo the ring's length; a slot 
 says holds what is over, and is masked. Numbers are of nominal frames, so a dropped frame leaves a gap, not a shift.
 
 Letters in shapes: A animals, B of them asked for, M memory slots (conditioning ones first), N cells, D memory width,
-K pointers (conditioning ones first), C width.
+K pointers (conditioning ones first), P their tokens, C width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from barnsight_engines.propagator import MASKED, Floats, Memories, TemporalPositions
+from barnsight_engines.propagator import MASKED, Floats, Memories, MemoryLayout, TemporalPositions
 
 NEVER = -(1 << 40)
 
@@ -28,52 +28,70 @@ class MemoryBank:
         self,
         animals: int,
         positions: TemporalPositions,
+        layout: MemoryLayout,
         *,
-        cells: int,
-        slots: int,
-        pointers: int,
+        slots: int | None = None,
+        batch: int = 1,
         dtype: DTypeLike = np.float16,
     ) -> None:
-        """Reserve everything: `slots` memories and `pointers` pointers an animal.
+        """Lay everything out, for a tracker of this `layout` that is asked about up to `batch` animals at once.
 
-        Of the slots as many as there are temporal positions but one are recent frames, of the pointers one less than
-        `pointer_frames`; what is left are conditioning frames. Raises ValueError where nothing is left for them.
+        Of the layout's memories as many as there are temporal positions but one are of recent frames, of its pointers
+        one less than `pointer_frames`; the others are of conditioning frames. `slots` keeps fewer recent frames.
+        Raises ValueError where nothing is left for either.
         """
-        self._positions = positions
-        self._recent, width = positions.memory.shape[0] - 1, positions.memory.shape[1]
-        self._recent_pointers, pointer_width = positions.pointer_frames - 1, positions.pointer_weight.shape[1]
-        self._conditioning, self._conditioning_pointers = slots - self._recent, pointers - self._recent_pointers
+        self.batch = batch
+        self._positions, self._layout = positions, layout
+        reach, width = positions.memory.shape[0] - 1, positions.memory.shape[1]
+        kept, pointer_width = slots or layout.slots, positions.pointer_weight.shape[1]
+        self._conditioning, self._recent_pointers = layout.slots - reach, positions.pointer_frames - 1
+        self._conditioning_pointers = layout.pointers - self._recent_pointers
         if self._conditioning < 1 or self._conditioning_pointers < 1:
             raise ValueError(
-                f"a bank of {slots} memories and {pointers} pointers has none for conditioning frames: it needs more "
-                f"than {self._recent} and {self._recent_pointers}"
+                f"a tracker with {layout.slots} memories and {layout.pointers} pointers has none for conditioning "
+                f"frames: it needs more than {reach} and {self._recent_pointers}"
             )
+        if not self._conditioning < kept <= layout.slots:
+            raise ValueError(f"memory slots must be {self._conditioning + 1} to {layout.slots}, got {kept}")
+        self._recent = kept - self._conditioning
         self._tokens = pointer_width // width  # a pointer is as wide as the network, a memory narrower
-        self._mem = np.zeros((animals, slots, cells, width), dtype)
-        self._mem_frames = np.full((animals, slots), NEVER, np.int64)
-        self._ptr = np.zeros((animals, pointers, pointer_width), np.float32)
-        self._ptr_frames = np.full((animals, pointers), NEVER, np.int64)
+        self._mem = np.zeros((animals, kept, layout.cells, width), dtype)
+        self._mem_frames = np.full((animals, kept), NEVER, np.int64)
+        self._ptr = np.zeros((animals, layout.pointers, pointer_width), np.float32)
+        self._ptr_frames = np.full((animals, layout.pointers), NEVER, np.int64)
         self._conditioned = np.zeros(animals, np.int64)  # how often
+        # what a recall hands out: slots that are not kept stay empty
+        self._mem_out = np.zeros((batch, layout.slots, layout.cells, width), np.float32)
+        self._ptr_out = np.zeros((batch, layout.pointers, pointer_width), np.float32)
+        cells, tokens = layout.slots * layout.cells, layout.pointers * self._tokens
+        self._bias_out = np.full((batch, 1, cells + tokens), MASKED, np.float32)
 
     @property
     def size_bytes(self) -> int:
-        """How much is reserved; it never changes."""
+        """How much there is to reserve; it never changes."""
         kept = (self._mem, self._mem_frames, self._ptr, self._ptr_frames, self._conditioned)
-        return sum(array.nbytes for array in kept)
+        return sum(array.nbytes for array in (*kept, self._mem_out, self._ptr_out, self._bias_out))
+
+    def reserve(self) -> None:
+        """Take all of it from the system now, by writing to it: later nothing can be missing."""
+        for array in (self._mem, self._ptr, self._mem_out, self._ptr_out):
+            array.fill(0)
 
     def condition(self, animals: Sequence[int], frame: int, memories: Floats, pointers: Floats) -> None:
         """Remember that these animals are certain on frame `frame`: memories (B, N, D), pointers (B, C)."""
         for animal, memory, pointer in zip(animals, memories, pointers, strict=True):
             turn = self._conditioned[animal]
-            self._write(animal, turn % self._conditioning, turn % self._conditioning_pointers, frame, memory, pointer)
+            self._write(animal, turn % self._conditioning, frame, memory)
+            self._point(animal, turn % self._conditioning_pointers, frame, pointer)
             self._conditioned[animal] += 1
 
-    def remember(self, animals: Sequence[int], frame: int, memories: Floats, pointers: Floats) -> None:
-        """Remember frame `frame` of these animals: memories (B, N, D), pointers (B, C)."""
-        slot = self._conditioning + frame % self._recent
-        pointer_slot = self._conditioning_pointers + frame % self._recent_pointers
-        for animal, memory, pointer in zip(animals, memories, pointers, strict=True):
-            self._write(animal, slot, pointer_slot, frame, memory, pointer)
+    def remember(self, animals: Sequence[int], frame: int, memories: Floats, pointers: Floats | None = None) -> None:
+        """Remember frame `frame` of these animals: memories (B, N, D), and pointers (B, C) where there are any."""
+        for row, animal in enumerate(animals):
+            self._write(animal, self._conditioning + frame % self._recent, frame, memories[row])
+            if pointers is not None:
+                slot = self._conditioning_pointers + frame % self._recent_pointers
+                self._point(animal, slot, frame, pointers[row])
 
     def forget(self, animal: int) -> None:
         """Empty a slot for another animal."""
@@ -81,11 +99,14 @@ class MemoryBank:
         self._conditioned[animal] = 0
 
     def recall(self, animals: Sequence[int], frame: int) -> Memories:
-        """What is remembered of these animals on frame `frame`, which is not yet among it."""
-        chosen = np.asarray(animals)
+        """What is remembered of up to `batch` animals on frame `frame`, which is not yet among it.
+
+        The next recall overwrites it.
+        """
+        chosen, batch = np.asarray(animals), len(animals)
         rings = np.arange(self._recent)
         ages = (frame - 1 - rings) % self._recent + 1  # (R,) of the ring's slots, were they written
-        memory_ages = frame - self._mem_frames[chosen]  # (B, M)
+        memory_ages = frame - self._mem_frames[chosen]  # (B, kept)
         pointer_ages = frame - self._ptr_frames[chosen]  # (B, K)
         empty = memory_ages > frame - NEVER - 1
         empty[:, self._conditioning :] = memory_ages[:, self._conditioning :] != ages
@@ -93,19 +114,26 @@ class MemoryBank:
         recent = pointer_ages[:, self._conditioning_pointers :]
         pointer_empty[:, self._conditioning_pointers :] = (recent < 1) | (recent > self._recent_pointers)
 
-        batch, cells, width = len(chosen), self._mem.shape[2], self._mem.shape[3]
+        kept, (cells, slots, _) = self._mem.shape[1], self._layout
+        for row, animal in enumerate(animals):
+            self._mem_out[row, :kept] = self._mem[animal]
+            self._ptr_out[row] = self._ptr[animal]
+        bias = self._bias_out[:batch, 0]  # (B, M·N + P)
+        bias[:, : kept * cells] = np.where(empty, MASKED, 0).repeat(cells, axis=1)
+        bias[:, slots * cells :] = np.where(pointer_empty, MASKED, 0).repeat(self._tokens, axis=1)
         places = self._positions.of_pointers(np.where(pointer_empty, 0, pointer_ages))  # (B, K, D)
-        bias = np.concatenate(
-            [np.repeat(empty, cells, axis=1), np.repeat(pointer_empty, self._tokens, axis=1)], axis=1
-        )  # (B, M·N + P)
+        rows = np.concatenate([np.zeros(self._conditioning, np.int64), ages, np.zeros(slots - kept, np.int64)])
+        width = self._mem.shape[3]
         return Memories(
-            mem=self._mem[chosen].reshape(batch, -1, width).astype(np.float32),
-            mempos=self._positions.memory[np.concatenate([np.zeros(self._conditioning, np.int64), ages])],
-            ptr=self._ptr[chosen].reshape(batch, -1, width),  # a pointer is so many tokens
+            mem=self._mem_out[:batch].reshape(batch, -1, width),
+            mempos=self._positions.memory[rows],
+            ptr=self._ptr_out[:batch].reshape(batch, -1, width),  # a pointer is so many tokens
             ptrpos=np.repeat(places, self._tokens, axis=1),
-            bias=np.where(bias[:, None], MASKED, 0).astype(np.float32),
+            bias=self._bias_out[:batch],
         )
 
-    def _write(self, animal: int, slot: int, pointer_slot: int, frame: int, memory: Floats, pointer: Floats) -> None:
+    def _write(self, animal: int, slot: int, frame: int, memory: Floats) -> None:
         self._mem[animal, slot], self._mem_frames[animal, slot] = memory, frame
-        self._ptr[animal, pointer_slot], self._ptr_frames[animal, pointer_slot] = pointer, frame
+
+    def _point(self, animal: int, slot: int, frame: int, pointer: Floats) -> None:
+        self._ptr[animal, slot], self._ptr_frames[animal, slot] = pointer, frame
