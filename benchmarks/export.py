@@ -25,7 +25,6 @@ import onnx
 from machine import describe_machine
 
 from barnsight_export.errors import ExportError
-from barnsight_export.networks.tracker import TrackerConfig
 from barnsight_export.onnx import roles
 from barnsight_export.onnx.export import detection_graphs
 from barnsight_export.onnx.graph import RELATIVE_TOLERANCE, Graph, compare, write_graph
@@ -71,8 +70,8 @@ def graphs(preset: str) -> Iterator[Graph]:
     """The engines of a preset with weights by lot; the quick one has a tracker of its own size."""
     networks = random_networks(PRESETS[preset])
     yield from detection_graphs(networks.detection, PRESETS[preset])
-    if preset == NANO.name:
-        tracker = random_tracker(TrackerConfig(grid=NANO.grid, patch=16, width=96, memory_width=24, feed_forward=384))
+    if preset == NANO.name and NANO.tracker is not None:
+        tracker = random_tracker(NANO.tracker)
         yield from roles.tracker_graphs(tracker)
     yield from networks.more
 

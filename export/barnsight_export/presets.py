@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import PROMPT_TOKENS, DetectorConfig, EncoderConfig, Sam3
 from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
+from barnsight_export.networks.tracker import TrackerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Preset:
     student: EncoderConfig
     detector: DetectorConfig
     prompt_tokens: int = PROMPT_TOKENS
+    tracker: TrackerConfig | None = None
 
     @property
     def mask_size(self) -> int:
@@ -52,6 +54,9 @@ NANO = Preset(
         dropout=0.0,
         top_k=32,
     ),
+    tracker=TrackerConfig(
+        grid=20, patch=16, width=96, memory_width=24, attention_layers=2, feed_forward=384, decoder_heads=4
+    ),
 )
 
 # The paper's own scale: the student in the place of SAM 3's trunk, everything else stock.
@@ -63,6 +68,7 @@ ORIN = Preset(
     student=TrunkStudentConfig(),
     detector=DetectorConfig(),
     prompt_tokens=3,
+    tracker=TrackerConfig(grid=72),
 )
 
 # Its fast variant: the student in the place of the necks too, on half the grid.
@@ -74,6 +80,7 @@ ORIN_B = Preset(
     student=NeckStudentConfig(),
     detector=DetectorConfig(),
     prompt_tokens=3,
+    tracker=TrackerConfig(grid=36),
 )
 
 PRESETS = {preset.name: preset for preset in (NANO, ORIN, ORIN_B)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,16 +15,13 @@ pytest.importorskip("transformers")
 
 from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.networks.compact import CompactConfig
-from barnsight_export.networks.sam3 import Detection, DetectorConfig
+from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer
 from barnsight_export.presets import Preset
 from barnsight_export.train.augment import augment
 from barnsight_export.train.detector import (
-    CHECKPOINT,
-    LOG,
     RECIPES,
-    Budget,
-    Recipe,
-    Trainer,
+    DetectorRecipe,
+    DetectorTrainer,
     load_trained,
     train_detector,
 )
@@ -49,6 +47,7 @@ from barnsight_export.train.samples import (
     collate,
     find_targets,
 )
+from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget
 from barnsight_export.train.validation import validate
 
 TINY = Preset(
@@ -69,7 +68,7 @@ TINY = Preset(
         top_k=4,
     ),
 )
-RECIPE = Recipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
+RECIPE = DetectorRecipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
 
 
 class Ellipses:
@@ -238,7 +237,7 @@ def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
 
 
 def test_size_and_rate_follow_the_share_of_the_budget() -> None:
-    recipe = Recipe(learning_rate=1e-3, sizes=((0.0, 192), (0.3, 256), (0.78, 320)))
+    recipe = DetectorRecipe(learning_rate=1e-3, sizes=((0.0, 192), (0.3, 256), (0.78, 320)))
     assert [recipe.size_px(p, 64) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
     assert RECIPES["heads"].size_px(0.5, 1024) == 1024
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
@@ -256,8 +255,8 @@ def test_budgets_count_images_or_minutes() -> None:
 # Runs
 
 
-def run(out: Path, images: int, *, resume: bool = False) -> Trainer:
-    trainer = Trainer(TINY, RECIPE, out)
+def run(out: Path, images: int, *, resume: bool = False) -> DetectorTrainer:
+    trainer = DetectorTrainer(TINY, RECIPE, out)
     if resume:
         trainer.resume()
     train_detector(trainer, Budget("images", images), lambda _: Ellipses(), workers=0, show_progress=False)
@@ -265,7 +264,7 @@ def run(out: Path, images: int, *, resume: bool = False) -> Trainer:
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole = Trainer(TINY, RECIPE, tmp_path / "whole")
+    whole = DetectorTrainer(TINY, RECIPE, tmp_path / "whole")
     views = Views(Ellipses(), 2, RECIPE.seed)
     batches = [collate([views[(4 * k + i, 64)] for i in range(4)]) for k in range(4)]
     for batch in batches[:2]:
@@ -275,7 +274,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     for batch in batches[2:]:
         whole.step(batch, 0.1)
 
-    resumed = Trainer(TINY, RECIPE, tmp_path / "whole")
+    resumed = DetectorTrainer(TINY, RECIPE, tmp_path / "whole")
     resumed.resume()
     assert (resumed.counters.images, resumed.counters.steps) == (8, 2)
     for batch in batches[2:]:
@@ -296,9 +295,9 @@ def test_a_run_leaves_a_log_and_a_checkpoint_that_loads(tmp_path: Path) -> None:
 
 
 def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path: Path) -> None:
-    first = Trainer(TINY, RECIPE, tmp_path / "first")
+    first = DetectorTrainer(TINY, RECIPE, tmp_path / "first")
     train_detector(first, Budget("images", 8), lambda _: Ellipses(), workers=0, show_progress=False)
-    second = Trainer(TINY, RECIPE, tmp_path / "second")
+    second = DetectorTrainer(TINY, RECIPE, tmp_path / "second")
     second.start_from(tmp_path / "first" / CHECKPOINT)
     for name, weight in first.average.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[name], weight)
@@ -309,8 +308,11 @@ def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path
 
 
 def test_pretrained_heads_are_tuned_by_adamw_alone(tmp_path: Path) -> None:
-    kinds = {name: [type(o).__name__ for o in Trainer(TINY, RECIPES[name], tmp_path).optimizers] for name in RECIPES}
-    assert kinds == {"nano": ["Muon", "AdamW"], "nano-crowds": ["Muon", "AdamW"], "heads": ["AdamW"]}
+    kinds = {
+        name: [type(o).__name__ for o in DetectorTrainer(TINY, RECIPES[name], tmp_path).optimizers] for name in RECIPES
+    }
+    assert kinds.pop("heads") == ["AdamW"]
+    assert set(map(tuple, kinds.values())) == {("Muon", "AdamW")}
 
 
 def test_muon_moves_a_matrix_alike_in_every_direction_and_a_kernel_as_a_matrix() -> None:
@@ -383,7 +385,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    trainer = Trainer(TINY, RECIPE, tmp_path)
+    trainer = DetectorTrainer(TINY, RECIPE, tmp_path)
     views = Views(Ellipses(), 2, 0)
     batch = collate([views[(position, 64)] for position in range(4)])
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
@@ -392,7 +394,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 def test_resuming_nothing_names_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(DataMissingError, match=r"checkpoint\.pt: no checkpoint there"):
-        Trainer(TINY, RECIPE, tmp_path).resume()
+        DetectorTrainer(TINY, RECIPE, tmp_path).resume()
 
 
 # Validation
@@ -423,3 +425,41 @@ def test_the_truth_scores_one_and_a_phantom_is_counted() -> None:
     assert (perfect.ap50, perfect.ap75, perfect.recall, perfect.false_positives) == (1.0, 1.0, 1.0, 0.0)
     assert haunted.recall == 1.0
     assert haunted.false_positives == 4 / 5  # not in the empty scene: nothing is present there
+
+
+# Proposals
+
+
+def test_queries_start_where_the_encoder_proposes_an_animal() -> None:
+    torch.manual_seed(0)
+    learned, proposing = (
+        replace(TINY, detector=replace(TINY.detector, proposals=proposals)).build() for proposals in (False, True)
+    )
+    assert not hasattr(proposing.detector.detr_decoder, "reference_points")
+    grid, width = TINY.grid, TINY.detector.width
+    tokens = torch.randn(2, grid * grid, width)
+    proposer = proposing.detector.proposer
+    assert proposer is not None
+    found, start = proposer(tokens), proposing.detector.start(tokens)
+    best = found.centers.argmax(dim=1)
+    torch.testing.assert_close(start.boxes[:, 0], found.boxes[torch.arange(2), best])
+    assert not start.boxes.requires_grad
+    same = learned.detector.start(tokens)
+    torch.testing.assert_close(same.boxes[0], same.boxes[1])
+
+
+def test_an_untrained_proposal_lies_at_its_own_cell() -> None:
+    proposer = Proposer(8)
+    torch.nn.init.zeros_(proposer.heads[-1].weight)
+    torch.nn.init.zeros_(proposer.heads[-1].bias)
+    boxes = proposer(torch.randn(1, 9, 8)).boxes[0]
+    torch.testing.assert_close(boxes[5], torch.tensor([2.5 / 3, 1.5 / 3, 0.15, 0.15]))  # third column, second row
+
+
+def test_a_detector_that_proposes_learns_too(tmp_path: Path) -> None:
+    preset = replace(TINY, detector=replace(TINY.detector, proposals=True))
+    trainer = DetectorTrainer(preset, RECIPE, tmp_path)
+    views = Views(Ellipses(), 2, 0)
+    batch = collate([views[(position, 64)] for position in range(4)])
+    losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
+    assert losses[-1] < 0.8 * losses[0]

@@ -40,9 +40,9 @@ from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
 from barnsight_export.presets import PRESETS, Preset
-from barnsight_export.train.detector import CHECKPOINT, Budget, Trainer, train_detector
-from barnsight_export.train.detector import Recipe as DetectorRecipe
+from barnsight_export.train.detector import DetectorRecipe, DetectorTrainer, train_detector
 from barnsight_export.train.samples import IGNORED, TARGET, Simulated, Views, collate, find_targets
+from barnsight_export.train.trainer import CHECKPOINT, Budget
 
 
 def log_of(out: Path) -> list[dict[str, str]]:
@@ -137,7 +137,7 @@ def test_pseudo_labels_become_batches_of_the_detectors_own_training(tmp_path: Pa
 
 def test_heads_are_tuned_on_pseudo_labels_over_a_frozen_student(tmp_path: Path) -> None:
     pictures = pseudo_pictures(tmp_path / "pictures")
-    trainer = Trainer(TINY, TUNING, tmp_path / "run")
+    trainer = DetectorTrainer(TINY, TUNING, tmp_path / "run")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     freeze(trainer, ("encoder.",))
     train_detector(trainer, Budget("images", 12), lambda _: pictures, workers=0, show_progress=False)
@@ -151,7 +151,7 @@ def test_heads_are_tuned_on_pseudo_labels_over_a_frozen_student(tmp_path: Path) 
 def test_tuning_heads_alone_lowers_the_loss(tmp_path: Path) -> None:
     pictures = pseudo_pictures(tmp_path / "pictures")
     batch = collate([Views(pictures, 2, 0)[(k, 64)] for k in range(4)])
-    trainer = Trainer(TINY, TUNING, tmp_path / "run")
+    trainer = DetectorTrainer(TINY, TUNING, tmp_path / "run")
     freeze(trainer, ("encoder.",))
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(15)]
     assert losses[-1] < 0.9 * losses[0]
@@ -165,7 +165,7 @@ def test_a_trained_detector_labels_frames(tmp_path: Path) -> None:
 
 
 def test_a_distilled_student_takes_the_encoders_place(tmp_path: Path) -> None:
-    trainer, other = Trainer(TINY, TUNING, tmp_path), TINY.build()
+    trainer, other = DetectorTrainer(TINY, TUNING, tmp_path), TINY.build()
     save_file(other.encoder.state_dict(), tmp_path / STUDENT)
     place_student(trainer, tmp_path / STUDENT)
     for name, value in other.encoder.state_dict().items():
@@ -309,7 +309,7 @@ def pen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer.release()
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
     torch.manual_seed(5)
-    Trainer(TINY, TUNING, tmp_path).save()
+    DetectorTrainer(TINY, TUNING, tmp_path).save()
     return tmp_path
 
 
@@ -325,7 +325,7 @@ def test_the_command_distills_from_videos_and_names_the_broken_ones(
     assert "videos: left out 1 of 3 videos, broken: broken.mp4" in capsys.readouterr().err
     assert [row["epoch"] for row in log_of(pen / "out")] == ["0", "1"]
     assert list((pen / "out" / "features").glob("*/*.npz"))
-    place_student(Trainer(TINY, TUNING, pen), pen / "out" / STUDENT)
+    place_student(DetectorTrainer(TINY, TUNING, pen), pen / "out" / STUDENT)
     assert command(pen) == os.EX_USAGE
     assert "holds a run already: add --resume" in capsys.readouterr().err
     assert command(pen, "--epochs", "2", "--seed", "3", "--resume") == 0

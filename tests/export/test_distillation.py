@@ -30,7 +30,7 @@ from barnsight_export.distill.losses import Weights
 from barnsight_export.distill.teacher import FrozenTeacher, Input, Network, Tap, fingerprint
 from barnsight_export.distill.train import STUDENT, Distillation, Match, Recipe, distill
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError, OutputError
-from barnsight_export.train.detector import CHECKPOINT
+from barnsight_export.train.trainer import CHECKPOINT
 
 SIZE = 16
 INPUT = Input(SIZE)

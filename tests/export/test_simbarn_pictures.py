@@ -123,7 +123,7 @@ def test_a_lying_body_is_low_and_no_part_is_under_the_floor(species: str) -> Non
 def test_shards_resume_and_read_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "SHARD", 2)
     for shard in range(2):
-        simulated._write_shard((tmp_path, "val", 1, shard, 2, 64, {"pig": 1.0}))
+        simulated._write_shard(simulated._Shard(tmp_path, "val", 1, shard, 2, 64, 0, {"pig": 1.0}))
     pictures = Pictures(tmp_path)
     before = [pictures[k] for k in range(len(pictures))]
     stamp = (tmp_path / "truth-00000.npz").stat().st_mtime_ns
@@ -142,3 +142,16 @@ def test_shards_resume_and_read_back_what_was_written(tmp_path: Path, monkeypatc
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no truth-"):
         Pictures(tmp_path)
+
+
+def test_a_sequence_shows_one_herd_that_lives(tmp_path: Path) -> None:
+    simulated._write_shard(simulated._Shard(tmp_path, "train", 4, 0, 2, 64, 5, {"pig": 1.0}))
+    sequences = Pictures(tmp_path)
+    assert len(sequences) == 2
+    images, ids, species, fractions = sequences[0]
+    assert (images.shape, ids.shape, species, fractions.shape) == ((5, 64, 64, 3), (5, 64, 64), 0, (5, 30))
+    animals = {frozenset(np.flatnonzero(fraction > 0)) for fraction in fractions}
+    assert len(frozenset.union(*animals)) >= 1
+    assert any((ids[k] != ids[0]).any() for k in range(1, 5))  # something moved
+    again = next(simulated.sequences("train", 4, 0, 2, 64, 5, {"pig": 1.0}))
+    assert np.array_equal(images, again[0])

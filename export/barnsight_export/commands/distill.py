@@ -97,8 +97,8 @@ def _distill(args: argparse.Namespace, preset: Preset) -> int:
     from barnsight_export.distill.build import build_student, build_teacher, compared_maps
     from barnsight_export.distill.cache import FeatureCache
     from barnsight_export.distill.train import Distillation, Match, distill
-    from barnsight_export.train.detector import CHECKPOINT
     from barnsight_export.train.device import process_device
+    from barnsight_export.train.trainer import CHECKPOINT
 
     pairs = [_pair(text) for text in args.match]
     recipe = _recipe(args)

@@ -104,10 +104,9 @@ def _public_networks(args: argparse.Namespace, preset: Preset) -> dict[str, Any]
     if args.sam3 is None and args.dinov3 is None:
         return {}
     from barnsight_export.assemble import assemble_embedder, assemble_tracker
-    from barnsight_export.networks.tracker import TrackerConfig
     from barnsight_export.onnx import roles
 
-    tracker = assemble_tracker(args.sam3, TrackerConfig(grid=preset.grid)) if args.sam3 else None
+    tracker = assemble_tracker(args.sam3, preset.tracker) if args.sam3 and preset.tracker else None
     more = [*(roles.tracker_graphs(tracker) if tracker else ())]
     if args.dinov3 is not None:
         more.append(roles.embedder(assemble_embedder(args.dinov3)))

@@ -3,6 +3,7 @@
     barnsight-export simulate --seed 7 --species pig --animals 8 --seconds 20 --fps 6 --out DIR
     barnsight-export simulate --seed 7 --day 14 --split test --light night --crowding huddle --out DIR
     barnsight-export simulate --pictures train --count 16000 --seed 1 --workers 2 --out DIR
+    barnsight-export simulate --sequences train --count 800 --seed 1 --workers 2 --out DIR
     barnsight-export simulate --contact-sheet docs/images/simulated-pens.jpg
 
 The same seed gives the same pen, herd and truth; --herd-seed keeps a herd over pens, --day lets it grow.
@@ -42,8 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--pictures", choices=("train", "val", "test"), help="still pictures for training instead")
+    other.add_argument("--sequences", choices=("train", "val", "test"), help="short sequences for training instead")
     other.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a sheet of pictures with outlines instead")
-    parser.add_argument("--count", type=int, default=1000, help="number of still pictures (default 1000)")
+    parser.add_argument("--count", type=int, default=1000, help="number of pictures or sequences (default 1000)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
         from barnsight_export.datasets.simulated import write_pictures
 
         write_pictures(args.out, args.pictures, args.count, args.seed, args.workers)
+        return os.EX_OK
+    if args.sequences:
+        from barnsight_export.datasets.simulated import write_sequences
+
+        write_sequences(args.out, args.sequences, args.count, args.seed, args.workers)
         return os.EX_OK
     return _write_clip(args)
 

@@ -5,6 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from barnsight_export.errors import ExportUsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from barnsight_export.train.trainer import Budget
+
+_TAKEN = "{} holds a run already: add --resume, or choose another folder"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,13 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     networks = parser.add_subparsers(dest="network", required=True)
     detector = networks.add_parser("detector", help="the encoder and SAM 3's detector, together, from nothing")
     detector.add_argument("--preset", choices=["nano", "orin", "orin-b"], default="nano")
-    detector.add_argument("--recipe", choices=["nano", "nano-crowds", "heads"], default="nano")
-    detector.add_argument("--data", type=Path, required=True, help="folder with the splits train/ and val/")
-    detector.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and log.csv")
-    budget = detector.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="train for so many minutes, resumed ones counted together")
-    budget.add_argument("--images", type=int, help="train on so many views")
-    detector.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
+    detector.add_argument("--recipe", choices=["nano", "nano-crowds", "nano-full-size", "heads"], default="nano")
+    _add_run(detector)
     start = detector.add_mutually_exclusive_group()
     start.add_argument(
         "--init", type=Path, metavar="CHECKPOINT|DIR", help="start from another run's networks, or a model set's"
@@ -27,13 +32,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     detector.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors to put under the heads")
     detector.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: start with its heads over --student")
-    detector.add_argument(
-        "--workers", type=int, default=1, help="processes that prepare pictures, for each that trains"
-    )
     detector.add_argument("--freeze", choices=["encoder", "detector"], help="a part that keeps its weights")
+    tracker = networks.add_parser("tracker", help="SAM 3's tracker over a trained student, on sequences")
+    tracker.add_argument("--preset", choices=["nano"], default="nano")
+    tracker.add_argument("--recipe", choices=["nano"], default="nano")
+    tracker.add_argument("--student", type=Path, required=True, metavar="CHECKPOINT|DIR", help="encoder to build on")
+    _add_run(tracker)
+    tracker.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
     plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What every run needs to know."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with the splits train/ and val/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and log.csv")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="train for so many minutes, resumed ones counted together")
+    budget.add_argument("--images", type=int, help="train on so many views, or sequences")
+    parser.add_argument("--threads", type=int, default=None, help="cores for the network (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples, for each that trains")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,19 +62,17 @@ def run(args: argparse.Namespace) -> int:
 
         plot_log(args.logs, args.out)
         return 0
-    return _train_detector(args)
+    return _train_tracker(args) if args.network == "tracker" else _train_detector(args)
 
 
 def _train_detector(args: argparse.Namespace) -> int:
-    import torch
-
     from barnsight_export.assemble import assemble_detection
     from barnsight_export.distill.pseudo import freeze, place_student
-    from barnsight_export.errors import DataMissingError, ExportUsageError
+    from barnsight_export.errors import DataMissingError
     from barnsight_export.presets import PRESETS
-    from barnsight_export.train.detector import CHECKPOINT, RECIPES, Budget, Trainer, train_detector
-    from barnsight_export.train.device import process_device
+    from barnsight_export.train.detector import RECIPES, DetectorTrainer, train_detector
     from barnsight_export.train.samples import Pictures, Simulated
+    from barnsight_export.train.trainer import CHECKPOINT
 
     recipe = RECIPES[args.recipe]
 
@@ -65,27 +82,20 @@ def _train_detector(args: argparse.Namespace) -> int:
         except FileNotFoundError as error:
             raise DataMissingError(f"{error} (barnsight-export simulate --pictures does)") from error
 
-    amount = args.minutes if args.minutes is not None else args.images
-    if amount <= 0:
-        raise ExportUsageError(f"the budget must be positive, got {amount}")
-    budget = Budget("minutes", amount) if args.minutes is not None else Budget("images", amount)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    budget = _budget(args)
     if args.resume and (args.student or args.sam3):
         raise ExportUsageError("--student and --sam3 start a run: leave them out with --resume")
     if args.sam3 and (args.student is None or args.init is not None):
         raise ExportUsageError("--sam3 gives the heads over --student: name the student, and leave --init out")
-    device = process_device()
-    if "WORLD_SIZE" in os.environ:  # torchrun started us, one process of several
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    device = _join(args)
     preset = PRESETS[args.preset]
-    trainer = Trainer(preset, recipe, args.out, device)
+    trainer = DetectorTrainer(preset, recipe, args.out, device)
     if args.freeze:
         freeze(trainer, (f"{args.freeze}.",))
     if args.resume:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():
-        raise ExportUsageError(f"{args.out} holds a run already: add --resume, or choose another folder")
+        raise ExportUsageError(_TAKEN.format(args.out))
     elif args.init is not None:
         trainer.start_from(args.init)
     elif args.sam3 is not None:
@@ -94,3 +104,56 @@ def _train_detector(args: argparse.Namespace) -> int:
         place_student(trainer, args.student)
     train_detector(trainer, budget, open_pictures, workers=args.workers)
     return 0
+
+
+def _train_tracker(args: argparse.Namespace) -> int:
+    from barnsight_export.onnx.weights import read_weights
+    from barnsight_export.presets import PRESETS
+    from barnsight_export.train.detector import load_trained
+    from barnsight_export.train.sequences import Sequences
+    from barnsight_export.train.tracker import RECIPES, TrackerTrainer, train_tracker
+    from barnsight_export.train.trainer import CHECKPOINT
+
+    recipe, preset, budget, device = RECIPES[args.recipe], PRESETS[args.preset], _budget(args), _join(args)
+    if args.student.is_dir():
+        model = preset.build()
+        model.load_state_dict(read_weights(args.student, preset))
+    else:
+        model = load_trained(args.student, preset)
+    trainer = TrackerTrainer(preset, recipe, model.encoder, args.out, device)
+    if args.resume:
+        trainer.resume()
+    elif (args.out / CHECKPOINT).exists():
+        raise ExportUsageError(_TAKEN.format(args.out))
+
+    def open_sequences(split: str) -> Sequences:
+        return Sequences(
+            args.data / split, size_px=preset.image_size, animals=recipe.animals, seed=recipe.seed,
+            augmented=split == "train",
+        )  # fmt: skip
+
+    train_tracker(trainer, budget, open_sequences, workers=args.workers)
+    return 0
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+    from barnsight_export.train.trainer import Budget
+
+    amount = args.minutes if args.minutes is not None else args.images
+    if amount <= 0:
+        raise ExportUsageError(f"the budget must be positive, got {amount}")
+    return Budget("minutes", amount) if args.minutes is not None else Budget("images", amount)
+
+
+def _join(args: argparse.Namespace) -> torch.device:
+    """Take this process's cores and device, and its place among several where torchrun started it."""
+    import torch
+
+    from barnsight_export.train.device import process_device
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = process_device()
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device

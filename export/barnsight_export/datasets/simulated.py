@@ -1,17 +1,20 @@
-"""Still pictures of the simulated barn for training: written once as shards, read back through memory maps.
+"""Pictures of the simulated barn for training, still or in sequences: written as shards, read through memory maps.
 
 A shard is three files: ``images-00000.npy`` (n, S, S, 3) uint8 RGB, ``ids-00000.npy`` (n, S, S) uint8 with 0 for
 background and k for animal k, and ``truth-00000.npz`` with ``species`` (n,) as index into ``SPECIES`` and
-``visible_fraction`` (n, 30). The truth file is written last: a shard without it is rendered again, so that a stopped
+``visible_fraction`` (n, 30). Of sequences, each of T frames, all but the species have one more axis: (n, T, ...). The
+truth file is written last: a shard without it is rendered again, so that a stopped
 run resumes. Pictures are rendered at a camera's aspect and then resized plainly to a square, as the engines do.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from barnsight_export.simbarn.arrangement import arrange
-from barnsight_export.simbarn.render import Renderer
-from barnsight_export.simbarn.scene import SPLITS, Split, sample_light, sample_scene, sample_sensor
+from barnsight_export.simbarn.ethogram import Herd
+from barnsight_export.simbarn.render import Rendered, Renderer
+from barnsight_export.simbarn.scene import SPLITS, Scene, Split, sample_light, sample_scene, sample_sensor
 
 SPECIES = ("pig", "cow")
 MAX_ANIMALS = 30
@@ -30,6 +34,10 @@ ASPECTS = ((1.36, 0.77), (1.18, 0.89), (1.0, 1.0), (0.89, 1.18))  # width, heigh
 ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
 OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; the rest has any mount
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
+SEQUENCE_SHARD = 25
+SEQUENCE_MIX: Mapping[str, float] = {"pig": 0.75, "cow": 0.25}
+SEQUENCE_FPS = (1.0, 2.0, 3.0, 6.0)  # the slower, the more happens between two frames
+LONGEST_LEAD_S = 30.0  # a herd has lived so long at most when its sequence begins
 
 Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, npt.NDArray[np.float32]]
 
@@ -39,35 +47,63 @@ def pictures(
 ) -> Iterator[Picture]:
     """Pictures of one shard: image (S, S, 3), ids (S, S), index into SPECIES, visible fraction (30,)."""
     rng = np.random.default_rng([seed, SPLITS.index(split), shard])
-    kinds, shares = list(species_mix), np.array(list(species_mix.values()), np.float64)
     made = 0
     while made < count:
-        kind = str(rng.choice(kinds, p=shares / shares.sum()))
-        species = str(rng.choice(SPECIES)) if kind == "empty" else kind
-        most = {"pig": MAX_ANIMALS, "cow": 14, "empty": 0}[kind]
-        animals = 0 if kind == "empty" else int(np.clip(rng.gamma(2.2, most / 6), 1, most))
-        wide, tall = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARE))]
-        scene = sample_scene(
-            int(rng.integers(1 << 62)),
-            species=species,
-            animals=animals,
-            split=split,
-            width=round(size * wide),
-            height=round(size * tall),
-            view="overhead" if rng.random() < OVERHEAD_SHARE else None,
-        )
+        scene, species, animals = _pen(rng, split, size, species_mix)
         renderer = Renderer(scene)
         for frame in range(min(POSES_PER_SCENE, count - made)):
             if frame:
                 light = sample_light(rng, scene.spec, scene.pen_m)
                 renderer.relight(light, sample_sensor(rng, light))
-            shot = renderer.render(arrange(scene, rng), frame=frame)
-            image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
-            ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
-            fraction = np.zeros(MAX_ANIMALS, np.float32)
-            fraction[:animals] = shot.visible_fraction
-            yield np.asarray(image, np.uint8), np.asarray(ids, np.uint8), SPECIES.index(species), fraction
+            yield _squared(renderer.render(arrange(scene, rng), frame=frame), size, species, animals)
             made += 1
+
+
+def sequences(
+    split: Split, seed: int, shard: int, count: int, size: int, frames: int, species_mix: Mapping[str, float]
+) -> Iterator[Picture]:
+    """Sequences of one shard, as `pictures` with a leading axis of `frames`: a herd that lives, seen now and then."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), shard, frames])
+    for _ in range(count):
+        scene, species, animals = _pen(rng, split, size, species_mix)
+        fps = float(rng.choice(SEQUENCE_FPS))
+        lead = int(rng.integers(0, round(LONGEST_LEAD_S * fps)))
+        life = Herd(scene, int(rng.integers(1 << 31))).states(lead + frames, fps)
+        renderer = Renderer(scene)
+        shots = [
+            _squared(renderer.render([state.pose for state in states], frame=frame), size, species, animals)
+            for frame, states in enumerate(itertools.islice(life, lead, None))
+        ]
+        images, ids, _, fractions = zip(*shots, strict=True)
+        yield np.stack(images), np.stack(ids), SPECIES.index(species), np.stack(fractions)
+
+
+def _pen(rng: np.random.Generator, split: Split, size: int, species_mix: Mapping[str, float]) -> tuple[Scene, str, int]:
+    """A pen by lot, whose species and how many are in it."""
+    kinds, shares = list(species_mix), np.array(list(species_mix.values()), np.float64)
+    kind = str(rng.choice(kinds, p=shares / shares.sum()))
+    species = str(rng.choice(SPECIES)) if kind == "empty" else kind
+    most = {"pig": MAX_ANIMALS, "cow": 14, "empty": 0}[kind]
+    animals = 0 if kind == "empty" else int(np.clip(rng.gamma(2.2, most / 6), 1, most))
+    wide, tall = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARE))]
+    scene = sample_scene(
+        int(rng.integers(1 << 62)),
+        species=species,
+        animals=animals,
+        split=split,
+        width=round(size * wide),
+        height=round(size * tall),
+        view="overhead" if rng.random() < OVERHEAD_SHARE else None,
+    )
+    return scene, species, animals
+
+
+def _squared(shot: Rendered, size: int, species: str, animals: int) -> Picture:
+    image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
+    ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+    fraction = np.zeros(MAX_ANIMALS, np.float32)
+    fraction[:animals] = shot.visible_fraction
+    return np.asarray(image, np.uint8), np.asarray(ids, np.uint8), SPECIES.index(species), fraction
 
 
 def write_pictures(
@@ -80,12 +116,51 @@ def write_pictures(
     species_mix: Mapping[str, float] = SPECIES_MIX,
 ) -> None:
     """Render ``count`` pictures into shards under ``out_dir``; complete shards that exist are kept."""
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    _write_shards(_Shard(Path(out_dir), split, seed, 0, SHARD, size, 0, dict(species_mix)), count, workers)
+
+
+def write_sequences(
+    out_dir: Path | str,
+    split: Split,
+    count: int,
+    seed: int,
+    workers: int,
+    size: int = 320,
+    frames: int = 8,
+    species_mix: Mapping[str, float] = SEQUENCE_MIX,
+) -> None:
+    """Render ``count`` sequences of ``frames`` frames into shards under ``out_dir``; complete ones are kept."""
+    shard = _Shard(Path(out_dir), split, seed, 0, SEQUENCE_SHARD, size, frames, dict(species_mix))
+    _write_shards(shard, count, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One shard to render: `count` pictures, or sequences where it has `frames`."""
+
+    out: Path
+    split: Split
+    seed: int
+    number: int
+    count: int
+    size: int
+    frames: int
+    mix: dict[str, float]
+
+    def pictures(self) -> Iterator[Picture]:
+        """What goes into the shard."""
+        if self.frames:
+            return sequences(self.split, self.seed, self.number, self.count, self.size, self.frames, self.mix)
+        return pictures(self.split, self.seed, self.number, self.count, self.size, self.mix)
+
+
+def _write_shards(first: _Shard, count: int, workers: int) -> None:
+    """Render ``count`` pictures or sequences, ``first.count`` a shard."""
+    first.out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (out, split, seed, shard, min(SHARD, count - shard * SHARD), size, dict(species_mix))
-        for shard in range(-(-count // SHARD))
-        if not _file(out, "truth", shard).exists()
+        replace(first, number=number, count=min(first.count, count - number * first.count))
+        for number in range(-(-count // first.count))
+        if not _file(first.out, "truth", number).exists()
     ]
     if not jobs:
         return
@@ -93,7 +168,7 @@ def write_pictures(
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # inherited by the workers: one core each
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(_write_shard, jobs), total=len(jobs), unit="shard", desc=f"{split} pictures"):
+        for _ in tqdm(pool.map(_write_shard, jobs), total=len(jobs), unit="shard", desc=f"{first.split} pictures"):
             pass
 
 
@@ -101,23 +176,23 @@ def _file(out: Path, kind: str, shard: int) -> Path:
     return out / f"{kind}-{shard:05d}.{'npz' if kind == 'truth' else 'npy'}"
 
 
-def _write_shard(job: tuple[Path, Split, int, int, int, int, dict[str, float]]) -> None:
-    out, split, seed, shard, count, size, mix = job
+def _write_shard(shard: _Shard) -> None:
     cv2.setNumThreads(1)
-    images = np.empty((count, size, size, 3), np.uint8)
-    ids = np.empty((count, size, size), np.uint8)
-    species, fractions = np.empty(count, np.int64), np.empty((count, MAX_ANIMALS), np.float32)
-    for k, (image, marks, code, fraction) in enumerate(pictures(split, seed, shard, count, size, mix)):
+    out, number, size = shard.out, shard.number, shard.size
+    shape = (shard.count, shard.frames) if shard.frames else (shard.count,)
+    images, ids = np.empty((*shape, size, size, 3), np.uint8), np.empty((*shape, size, size), np.uint8)
+    species, fractions = np.empty(shard.count, np.int64), np.empty((*shape, MAX_ANIMALS), np.float32)
+    for k, (image, marks, code, fraction) in enumerate(shard.pictures()):
         images[k], ids[k], species[k], fractions[k] = image, marks, code, fraction
-    np.save(_file(out, "images", shard), images)
-    np.save(_file(out, "ids", shard), ids)
-    draft = out / f".truth-{shard:05d}.npz"
+    np.save(_file(out, "images", number), images)
+    np.save(_file(out, "ids", number), ids)
+    draft = out / f".truth-{number:05d}.npz"
     np.savez(draft, species=species, visible_fraction=fractions)
-    draft.replace(_file(out, "truth", shard))
+    draft.replace(_file(out, "truth", number))
 
 
 class Pictures:
-    """The complete shards of a folder as one indexable set; memory-mapped, so that opening costs nothing.
+    """The complete shards of a folder, of pictures or sequences, as one set; opening the memory maps costs nothing.
 
     Raises FileNotFoundError when the folder holds no complete shard.
     """
@@ -139,7 +214,10 @@ class Pictures:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Picture:
-        """Image (S, S, 3) uint8 RGB, ids (S, S) uint8, index into SPECIES, visible fraction of animals 1..30."""
+        """Image (S, S, 3) uint8 RGB, ids (S, S) uint8, index into SPECIES, visible fraction of animals 1..30.
+
+        Of a sequence, all but the species with a leading axis of its frames.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -25,7 +25,7 @@ from barnsight_export.datasets.frames import Frames
 from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD
 from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import normalize
-from barnsight_export.train.detector import Trainer
+from barnsight_export.train.detector import DetectorTrainer
 
 SURE, DOUBTFUL = 0.5, 0.25
 LABELED_PX = 384  # as large as the simulated pictures
@@ -80,7 +80,7 @@ def write_pictures(
             bar.update(len(chosen))
 
 
-def freeze(trainer: Trainer, frozen: Sequence[str]) -> None:
+def freeze(trainer: DetectorTrainer, frozen: Sequence[str]) -> None:
     """Take the parameters whose names begin with one of `frozen` out of a trainer's hands."""
     for name, parameter in trainer.model.named_parameters():
         if name.startswith(tuple(frozen)):
@@ -89,7 +89,7 @@ def freeze(trainer: Trainer, frozen: Sequence[str]) -> None:
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
 
 
-def place_student(trainer: Trainer, path: Path) -> None:
+def place_student(trainer: DetectorTrainer, path: Path) -> None:
     """Put a distilled student in the encoder's place, in the network and in its average; raises as `load_student`."""
     for model in (trainer.model, trainer.average):
         load_student(path, model)

@@ -44,7 +44,7 @@ from barnsight_export.distill.schedule import FADE_ENDS, Schedule, weights_at
 from barnsight_export.distill.teacher import Network, Teacher
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
-from barnsight_export.train.detector import CHECKPOINT, Counters, read_checkpoint
+from barnsight_export.train.trainer import CHECKPOINT, Counters, read_checkpoint
 
 STUDENT = "student.safetensors"
 

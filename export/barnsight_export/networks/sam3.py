@@ -3,6 +3,9 @@
 Layers, heads, mask decoder and scoring are the stock modules of `transformers`, under the attribute names of its
 `Sam3Model`, so that public checkpoints load by key. Only the loops over them are written anew: training decodes extra
 queries that skip self-attention, and the exported graph keeps the best queries before it draws their masks.
+
+SAM 3's queries start from learned places. A small detector's may start from places that its encoder proposes instead
+(Zhu et al. 2021, arXiv:2010.04159, two-stage): few learned places never cover a row of animals side by side.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from barnsight_export.networks.student import (
 )
 
 PROMPT_TOKENS = 4
+_ANCHOR_SIDE = 0.15  # a proposed box before it is refined, as a share of the picture
 
 EncoderConfig = CompactConfig | TrunkStudentConfig | NeckStudentConfig
 
@@ -59,17 +63,25 @@ class DetectorConfig:
     upsampling_stages: int = 3
     dropout: float = 0.1
     top_k: int = 64
+    proposals: bool = False  # queries start where the encoder proposes an animal, instead of at learned places
 
 
 class Queries(NamedTuple):
-    """Extra queries for training: contents (B, E, C) and reference boxes (B, E, 4), normalized cxcywh."""
+    """Queries before the first decoder layer: contents (B, Q, C) and reference boxes (B, Q, 4), normalized cxcywh."""
 
     content: Tensor
     boxes: Tensor
 
 
+class Proposals(NamedTuple):
+    """Whether an animal's center lies in each cell, as logits (B, G²), and its box (B, G², 4), normalized cxcywh."""
+
+    centers: Tensor
+    boxes: Tensor
+
+
 class Decoded(NamedTuple):
-    """What each of the L decoder layers says; the T queries are the learned ones, then any extra ones."""
+    """What each of the L decoder layers says; the T queries are the detector's own, then any extra ones."""
 
     states: Tensor  # (L, B, T, C)
     boxes: Tensor  # (L, B, T, 4) normalized cxcywh
@@ -90,6 +102,25 @@ class Detection(NamedTuple):
     logits: Tensor  # (B, K)
     presence: Tensor  # (B, 1) logit
     masks: Tensor  # (B, K, 4G, 4G) logits
+
+
+class Proposer(nn.Module):
+    """What each of the encoder's tokens says by itself: a center's heat map and boxes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        heads = nn.Linear(width, 5)  # is a center here, and its box
+        nn.init.constant_(heads.bias[:1], -3.0)
+        self.heads = nn.Sequential(nn.Linear(width, width), nn.ReLU(), heads)
+
+    def forward(self, tokens: Tensor) -> Proposals:
+        """Read proposals from tokens (B, G², C)."""
+        output = self.heads(tokens)
+        grid = round(tokens.shape[1] ** 0.5)
+        axis = torch.arange(grid, device=tokens.device)
+        center = (torch.cartesian_prod(axis, axis).flip(1) + 0.5) / grid  # (G², 2) x, y
+        anchors = torch.cat([center, torch.full_like(center, _ANCHOR_SIDE)], dim=1)
+        return Proposals(output[..., 0], (output[..., 1:] + inverse_sigmoid(anchors)).sigmoid())
 
 
 class Detector(nn.Module):
@@ -119,11 +150,14 @@ class Detector(nn.Module):
         self.mask_decoder = Sam3MaskDecoder(mask)
         self.dot_product_scoring = Sam3DotProductScoring(scoring)
         self.position = Sam3SinePositionEmbedding(config.width // 2, normalize=True)
+        self.proposer = Proposer(config.width) if config.proposals else None
+        if config.proposals:
+            del self.detr_decoder.reference_points
 
     def forward(self, d4: Tensor, d2: Tensor, d1: Tensor, text: Tensor) -> Detection:
         """Detect the animals that the prompt `text` (B, T, C) names in the encoder's maps."""
         tokens, position = self.encode(d1, text)
-        decoded = self.decode(tokens, position, text)
+        decoded = self.decode(tokens, position, text, self.start(tokens))
         logits, best = self.score(decoded.states[-1:], text)[0].topk(self.config.top_k, dim=1)  # (B, K)
         states = _gather(decoded.states[-1], best)
         chosen = _gather(decoded.boxes[-1], best)
@@ -141,12 +175,23 @@ class Detector(nn.Module):
             tokens = layer(tokens, prompt_feats=text, vision_pos_encoding=position)
         return tokens, position
 
-    def decode(self, tokens: Tensor, position: Tensor, text: Tensor, extra: Queries | None = None) -> Decoded:
-        """Refine the learned queries, and any extra ones, layer by layer."""
+    def start(self, tokens: Tensor) -> Queries:
+        """The queries before the first layer: at learned places, or at the likeliest centers on the tokens."""
+        decoder, batch = self.detr_decoder, tokens.shape[0]
+        content = decoder.query_embed.weight.expand(batch, -1, -1)
+        if self.proposer is None:
+            return Queries(content, decoder.reference_points.weight.sigmoid().expand(batch, -1, -1))
+        proposals = self.proposer(tokens)
+        likeliest = proposals.centers.topk(self.config.queries, dim=1).indices
+        return Queries(content, _gather(proposals.boxes, likeliest).detach())
+
+    def decode(
+        self, tokens: Tensor, position: Tensor, text: Tensor, start: Queries, extra: Queries | None = None
+    ) -> Decoded:
+        """Refine the queries, and any extra ones, layer by layer."""
         decoder = self.detr_decoder
         batch, grid = tokens.shape[0], round(tokens.shape[1] ** 0.5)
-        queries = decoder.query_embed.weight.expand(batch, -1, -1)
-        boxes = decoder.reference_points.weight.sigmoid().expand(batch, -1, -1)
+        queries, boxes = start
         attending = 1 + queries.shape[1]
         if extra is not None:
             queries = torch.cat([queries, extra.content], dim=1)
@@ -267,12 +312,14 @@ def initialize(detector: Detector) -> None:
 def spread_queries(detector: Detector, box_size: float = 0.2) -> None:
     """Start the learned queries as equal boxes on a low-discrepancy pattern (Roberts' R2), told apart by content."""
     decoder = detector.detr_decoder
+    nn.init.normal_(decoder.query_embed.weight, std=0.5)
+    if detector.proposer is not None:
+        return
     order = torch.arange(1, detector.config.queries + 1, dtype=torch.float64)
     plastic = 1.32471795724474602596
     centers = torch.stack([(order / plastic) % 1, (order / plastic**2) % 1], dim=1)
     boxes = torch.cat([0.05 + 0.9 * centers, torch.full_like(centers, box_size)], dim=1)
     decoder.reference_points.weight.copy_(boxes.logit())
-    nn.init.normal_(decoder.query_embed.weight, std=0.5)
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ parameters, train as they are, and compute what the stock methods compute, with 
     MemoryEncoder     a mask becomes a memory
     PromptDecoder     the mask of a new animal becomes its first object pointer
 
+SAM 3 gives the tracker a neck of its own over the trunk. A compact student's is `TrackerNeck`: it narrows the maps that
+the student gives the detector.
+
 Letters in shapes: B animals, C width, D memory width, G grid, N = G² cells, M memory slots, P pointer tokens.
 """
 
@@ -37,6 +40,8 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     Sam3TrackerVideoRoPEAttention,
     get_1d_sine_pe,
 )
+
+from barnsight_export.networks.student import EncoderMaps
 
 _MASK_CANDIDATES = 3
 _PLACE_SHARE = 0.1  # how much of the sine position the memory attention adds to a frame
@@ -114,6 +119,15 @@ class TrackerConfig:
         return config
 
 
+class Candidates(NamedTuple):
+    """The three masks that the mask decoder chooses one of, for training."""
+
+    masks: Tensor  # (B, 3, 4G, 4G) logits
+    ious: Tensor  # (B, 3) predicted IoU of each
+    obj: Tensor  # (B, 1) logit
+    ptr: Tensor  # (B, 3, C) object pointer of each
+
+
 class Segmented(NamedTuple):
     """What the mask decoder says of each animal."""
 
@@ -160,6 +174,32 @@ class Tracker(nn.Module):
     def pointer_tokens(self, pointers: Tensor) -> Tensor:
         """Object pointers (B, K, C) as tokens (B, K · tokens_per_pointer, D)."""
         return pointers.reshape(pointers.shape[0], -1, self.config.memory_width)
+
+
+class TrackerNeck(nn.Module):
+    """The tracker's maps from a compact student's; `conv_s0` and `conv_s1` are named as in SAM 3's mask decoder."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_s0 = nn.Conv2d(width, width // 8, 1)
+        self.conv_s1 = nn.Conv2d(width, width // 4, 1)
+        self.project = nn.Conv2d(width, width, 1)
+
+    def forward(self, d4: Tensor, d2: Tensor, d1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`t4` (B, C/8, 4G, 4G), `t2` (B, C/4, 2G, 2G) and `t1` (B, C, G, G)."""
+        return self.conv_s0(d4), self.conv_s1(d2), self.project(d1)
+
+
+class TrackedStudent(nn.Module):
+    """A compact student with both necks: image in, the maps of detector and tracker out."""
+
+    def __init__(self, student: nn.Module, neck: TrackerNeck) -> None:
+        super().__init__()
+        self.student, self.neck = student, neck
+
+    def forward(self, image: Tensor) -> EncoderMaps:
+        d4, d2, d1 = self.student(image)
+        return EncoderMaps(d4, d2, d1, *self.neck(d4, d2, d1))
 
 
 class MemoryAttention(nn.Module):
@@ -317,7 +357,20 @@ class MaskDecoder(_MaskHead):
             iou=iou,
         )
 
+    def propose(self, pix: Tensor, t4: Tensor, t2: Tensor) -> Candidates:
+        """All three candidates, before one is chosen."""
+        tokens, cells = self.transform(pix + self.no_mask.weight[..., None, None])
+        everyone = torch.eye(_MASK_CANDIDATES, dtype=pix.dtype, device=pix.device)
+        masks = self._draw(tokens, everyone.expand(len(pix), -1, -1), cells, t4, t2)
+        return Candidates(
+            masks=masks.reshape(len(pix), _MASK_CANDIDATES, *t4.shape[2:]),
+            ious=self.mask_decoder.iou_prediction_head(tokens[:, 1])[:, 1:],
+            obj=self.presence(tokens),
+            ptr=self.object_pointer_proj(_candidates(tokens)),
+        )
+
     def _draw(self, tokens: Tensor, hot: Tensor, cells: Tensor, t4: Tensor, t2: Tensor) -> Tensor:
+        """The masks that the rows of `hot` (B, R, 3) choose, one below the other: (B · R, 4G, 4G)."""
         head = self.mask_decoder
         pixels = head.activation(head.upscale_layer_norm(head.upscale_conv1(cells) + t2))
         pixels = head.activation(head.upscale_conv2(pixels) + t4)  # (B, C/8, 4G, 4G)
@@ -330,8 +383,8 @@ class MaskDecoder(_MaskHead):
             ],
             dim=1,
         )  # (B, 3, C/8)
-        mask: Tensor = hot @ brushes @ pixels.flatten(2)  # (B, 1, 16N)
-        return mask.reshape(-1, *pixels.shape[2:])
+        masks: Tensor = hot @ brushes @ pixels.flatten(2)  # (B, R, 16N)
+        return masks.reshape(-1, *pixels.shape[2:])
 
 
 class PromptDecoder(_MaskHead):

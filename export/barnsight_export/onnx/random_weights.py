@@ -32,9 +32,9 @@ def random_networks(preset: Preset, seed: int = 0) -> Networks:
     """A preset's networks by lot. Those of SAM 3's size have its tracker and DINOv3; a compact one stands alone."""
     torch.manual_seed(seed)
     detection = preset.build().eval()
-    if isinstance(preset.student, CompactConfig):
+    if isinstance(preset.student, CompactConfig) or preset.tracker is None:
         return Networks(detection, None, ())
-    tracker = random_tracker(TrackerConfig(grid=preset.grid), seed)
+    tracker = random_tracker(preset.tracker, seed)
     embedder = scatter(Embedder(EmbedderConfig()), seed)
     return Networks(detection, tracker, (*roles.tracker_graphs(tracker), roles.embedder(embedder)))
 

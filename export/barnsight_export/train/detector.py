@@ -1,91 +1,58 @@
 """Train the encoder and SAM 3's detector together, from nothing, on pictures of simulated barns.
 
-    barnsight-export train detector --recipe nano --data pictures --out runs/nano --minutes 70
-    torchrun --nproc-per-node 2 -m barnsight_export train detector ...    # the same, one process a core
-
-The whole schedule (picture size, learning rate, end) follows one number: the share of the budget that is spent. A
-checkpoint holds everything, so a run that was stopped goes on with `--resume` as if nothing had happened.
+barnsight-export train detector --recipe nano --data pictures --out runs/nano --minutes 70
+torchrun --nproc-per-node 2 -m barnsight_export train detector ...    # the same, one process a core
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import cv2
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from barnsight_export.errors import DataMissingError, ExportError, ExportUsageError
-from barnsight_export.files import write_whole
 from barnsight_export.networks.sam3 import Sam3, normalize
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import Aids, detection_loss
-from barnsight_export.train.muon import Muon
 from barnsight_export.train.samples import Batch, Pictures, Stream, Views, collate
+from barnsight_export.train.trainer import CPU, Budget, Recipe, Trainer, quiet_worker, read_checkpoint, train
 from barnsight_export.train.validation import validate
-
-CHECKPOINT = "checkpoint.pt"
-LOG = "log.csv"
-CPU = torch.device("cpu")
-_MATRIX_SIDE = 16  # a parameter this wide both ways is a matrix to Muon
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a detector is trained; shares are of the budget."""
+class DetectorRecipe(Recipe):
+    """How a detector is trained."""
 
-    batch: int = 12
-    learning_rate: float = 8e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.03
-    clip: float = 1.0
-    warmup_steps: int = 100
-    constant_share: float = 0.4
-    final_rate_share: float = 0.01
-    ema: float = 0.998
-    optimizer: Literal["muon", "adamw"] = "muon"
     # From which share on how many pixels; none: the preset's own size throughout.
     sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
-    seed: int = 0
-    validate_every_s: float = 420.0
-    checkpoint_every_s: float = 180.0
     validation_pictures: int = 120
 
     def size_px(self, progress: float, usual_px: int) -> int:
         """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
         return next((size for share, size in reversed(self.sizes) if progress >= share), usual_px)
 
-    def rate(self, progress: float, step: int) -> float:
-        """Learning rate: warm up, hold, then fall in a line."""
-        falling = max(0.0, progress - self.constant_share) / (1 - self.constant_share)
-        share = 1 - (1 - self.final_rate_share) * min(1.0, falling)
-        return self.learning_rate * share * min(1.0, (step + 1) / self.warmup_steps)
-
 
 RECIPES = {
-    "nano": Recipe(),
+    "nano": DetectorRecipe(),
     # To go on from a finished run (`--init`): crowds, and sooner at the size that is shipped.
-    "nano-crowds": Recipe(
+    "nano-crowds": DetectorRecipe(
         learning_rate=6e-4,
         warmup_steps=200,
         constant_share=0.3,
         sizes=((0.0, 256), (0.5, 320)),
         most_animals=20,
     ),
+    # To go on once more, at the size that is shipped throughout.
+    "nano-full-size": DetectorRecipe(
+        learning_rate=5e-4, warmup_steps=200, constant_share=0.3, sizes=(), most_animals=20
+    ),
     # To tune pretrained heads on a distilled student, at the preset's own size.
-    "heads": Recipe(
+    "heads": DetectorRecipe(
         batch=4,
         optimizer="adamw",
         learning_rate=1e-4,
@@ -99,127 +66,29 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """When training ends: after so many images or minutes of training, whichever is given."""
+class DetectorTrainer(Trainer[Batch]):
+    """A run that trains a preset's encoder and detector."""
 
-    unit: Literal["images", "minutes"]
-    amount: float
+    model: Sam3
+    average: Sam3
+    aids: Aids
+    recipe: DetectorRecipe
 
-    def progress(self, images: int, elapsed_s: float) -> float:
-        """Share of the budget that is spent, 0..1."""
-        spent = images if self.unit == "images" else elapsed_s / 60
-        return min(1.0, spent / self.amount)
-
-
-@dataclass(slots=True)
-class Counters:
-    """How far a run has come, over all its resumptions."""
-
-    images: int = 0
-    steps: int = 0
-    elapsed_s: float = 0.0
-
-
-class Trainer:
-    """A run in a folder: networks, optimizer, moving average, counters, checkpoint and log."""
-
-    def __init__(self, preset: Preset, recipe: Recipe, out: Path, device: torch.device = CPU) -> None:
+    def __init__(self, preset: Preset, recipe: DetectorRecipe, out: Path, device: torch.device = CPU) -> None:
         torch.manual_seed(recipe.seed)
-        self.preset, self.recipe, self.out, self.device = preset, recipe, out, device
-        self.model = preset.build().to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
-        self.aids = Aids(preset.detector.width).to(device)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizers = _optimizers(self.model, self.aids, recipe)
-        self.counters = Counters()
-        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if recipe.batch % self.processes:
-            raise ExportUsageError(f"a batch of {recipe.batch} does not divide among {self.processes} processes")
-        torch.manual_seed(recipe.seed + self.rank)
+        self.preset = preset
+        model = preset.build()
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
+        super().__init__(preset.name, model, Aids(preset.detector), recipe, out, device)
 
-    def step(self, batch: Batch, progress: float) -> dict[str, float]:
-        """One update on one batch; returns the losses."""
-        recipe = self.recipe
-        rate = recipe.rate(progress, self.counters.steps)
-        for group in self.groups():
-            group["lr"] = rate
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002 - see the base
+        """See `Trainer.loss`."""
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bf16(self.device)):
-            loss, parts = detection_loss(self.model, self.aids, normalize(batch.images), batch)
-        if not math.isfinite(loss.item()):
-            raise ExportError(
-                f"the loss became {loss.item()} at step {self.counters.steps}:"
-                f" resume from {self.out / CHECKPOINT} with another seed or a lower learning rate"
-            )
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        parameters = [p for group in self.groups() for p in group["params"]]
-        self._share_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self._follow()
-        self.counters.steps += 1
-        self.counters.images += recipe.batch
-        return {"lr": rate, "loss": loss.item(), **parts}
+        return detection_loss(self.model, self.aids, normalize(batch.images), batch)
 
     def size_px(self, progress: float) -> int:
         """Side of the training pictures at `progress` in 0..1."""
         return self.recipe.size_px(progress, self.preset.image_size)
-
-    def groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of every optimizer."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def _share_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes."""
-        if self.processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:  # this process's share of the batch did not reach it
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
-        flat /= self.processes
-        for parameter, mean in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-            assert parameter.grad is not None
-            parameter.grad.copy_(mean.view_as(parameter))  # in place: the gradient keeps the parameter's layout
-
-    def agree(self, elapsed_s: float) -> float:
-        """The first process's clock, for all."""
-        clock = torch.tensor(elapsed_s, dtype=torch.float64, device=self.device)
-        if self.processes > 1:
-            dist.broadcast(clock, 0)
-        return clock.item()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Let the moving average follow the network; early on it forgets its random start sooner."""
-        decay = min(self.recipe.ema, (1 + self.counters.steps) / (10 + self.counters.steps))
-        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
-        slow, fast = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-        get_ema_multi_avg_fn(decay)(list(slow), list(fast), None)  # type: ignore[no-untyped-call]
-        for a, b in pairs:
-            if not a.is_floating_point():
-                a.copy_(b)
-
-    def save(self) -> None:
-        """Write the checkpoint, whole or not at all; the first process does."""
-        if self.rank:
-            return
-        state = {
-            "preset": self.preset.name,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "aids": self.aids.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "counters": asdict(self.counters),
-            "random": torch.get_rng_state(),
-        }
-        advice = "free some space, then go on with --resume: the checkpoint before it stands"
-        write_whole(self.out / CHECKPOINT, lambda file: torch.save(state, file), advice)
 
     def start_from(self, source: Path) -> None:
         """Take other networks as a start: the averaged ones of a run's checkpoint, or those of a model set's folder.
@@ -237,25 +106,9 @@ class Trainer:
             self.aids.load_state_dict(state["aids"])
         self.start_with(weights)
 
-    def start_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of another network as a start."""
-        self.model.load_state_dict(weights)
-        self.average.load_state_dict(weights)
-
-    def resume(self) -> None:
-        """Take up the run that stands in the folder."""
-        state = read_checkpoint(self.out / CHECKPOINT)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.aids.load_state_dict(state["aids"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.counters = Counters(**state["counters"])
-        torch.set_rng_state(state["random"])
-
 
 def train_detector(
-    trainer: Trainer,
+    trainer: DetectorTrainer,
     budget: Budget,
     open_pictures: Callable[[str], Pictures],
     *,
@@ -265,48 +118,24 @@ def train_detector(
     """Run `trainer` until its budget is spent.
 
     `open_pictures("train")` and `open_pictures("val")` open the splits; the training split is opened anew whenever the
-    picture size changes and after each validation, so it may grow meanwhile. Where several processes train together
-    (`torch.distributed`), the first one validates, saves and logs.
+    picture size changes and after each validation, so it may grow meanwhile.
     """
-    recipe, counters = trainer.recipe, trainer.counters
-    first = trainer.rank == 0
-    trainer.out.mkdir(parents=True, exist_ok=True)
     validation = open_pictures("val")
-    log = _Log(trainer.out / LOG)
-    progress = budget.progress(counters.images, counters.elapsed_s)
-    with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not (first and show_progress)) as bar:
-        while progress < 1.0:
-            size_px = trainer.size_px(progress)
-            loader = _loader(trainer, open_pictures("train"), size_px, workers)
-            validate_at_s, save_at_s = (
-                counters.elapsed_s + pause for pause in (recipe.validate_every_s, recipe.checkpoint_every_s)
-            )
-            trainer.model.train()
-            resumed_s = time.monotonic() - counters.elapsed_s
-            for batch in loader:
-                losses = trainer.step(batch, progress)
-                counters.elapsed_s = trainer.agree(time.monotonic() - resumed_s)
-                progress = budget.progress(counters.images, counters.elapsed_s)
-                log.add(losses)
-                bar.n = 100 * progress
-                bar.set_postfix(images=counters.images, px=size_px, loss=f"{losses['loss']:.2f}")
-                if progress >= 1.0 or trainer.size_px(progress) != size_px or counters.elapsed_s > validate_at_s:
-                    break
-                if counters.elapsed_s > save_at_s:
-                    save_at_s += recipe.checkpoint_every_s
-                    trainer.save()
-            del loader
-            trainer.save()
-            if first:
-                score = validate(trainer.average, validation, trainer.preset.image_size, recipe.validation_pictures)
-                log.write(counters, size_px, asdict(score))
-                bar.write(
-                    f"{counters.elapsed_s / 60:.1f} min, {counters.images} images, {size_px} px: AP50 {score.ap50:.3f}"
-                    f" AP75 {score.ap75:.3f} recall {score.recall:.3f} false positives {score.false_positives:.2f}"
-                )
+
+    def progress() -> float:
+        return budget.progress(trainer.counters.images, trainer.counters.elapsed_s)
+
+    def batches() -> Iterable[Batch]:
+        return _loader(trainer, open_pictures("train"), trainer.size_px(progress()), workers)
+
+    def score() -> Mapping[str, float]:
+        found = validate(trainer.average, validation, trainer.preset.image_size, trainer.recipe.validation_pictures)
+        return {"size_px": trainer.size_px(progress()), **asdict(found)}
+
+    train(trainer, budget, batches, score, fresh=trainer.size_px, show_progress=show_progress)
 
 
-def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Any]:
+def _loader(trainer: DetectorTrainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Any]:
     """This process's share of the stream, prepared by workers of its own."""
     recipe = trainer.recipe
     share = recipe.batch // trainer.processes
@@ -318,16 +147,8 @@ def _loader(trainer: Trainer, pictures: Pictures, size_px: int, workers: int) ->
         collate_fn=collate,
         num_workers=workers,
         pin_memory=trainer.device.type == "cuda",
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
     )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; raises DataMissingError where there is none."""
-    if not path.is_file():
-        raise DataMissingError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
 
 
 def load_trained(path: Path, preset: Preset) -> Sam3:
@@ -335,58 +156,3 @@ def load_trained(path: Path, preset: Preset) -> Sam3:
     model = preset.build()
     model.load_state_dict(read_checkpoint(path)["average"])
     return model.eval()
-
-
-class _Log:
-    """Means of the losses between validations, one CSV line each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, losses: dict[str, float]) -> None:
-        self._count += 1
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def write(self, counters: Counters, size_px: int, score: dict[str, float]) -> None:
-        means = {name: value / self._count for name, value in self._sums.items()}
-        head = {"minutes": counters.elapsed_s / 60, "images": counters.images, "size_px": size_px}
-        row = {name: f"{value:.6g}" for name, value in {**head, **score, **means}.items()}
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        self._sums, self._count = {}, 0
-
-
-def _optimizers(model: Sam3, aids: Aids, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon on matrices, where the recipe has it, AdamW on the rest; no decay on biases, norms, embeddings, prompts."""
-    matrices: list[nn.Parameter] = []
-    narrow: list[nn.Parameter] = []  # last layers of a few outputs, depthwise kernels; without Muon, everything
-    free: list[nn.Parameter] = []
-    for name, parameter in [*model.named_parameters(), *aids.named_parameters()]:
-        embedding = any(part in name for part in ("query_embed", "reference_points", "presence_token", "concepts"))
-        if parameter.ndim < 2 or embedding:
-            free.append(parameter)
-        else:
-            wide = recipe.optimizer == "muon" and min(parameter.flatten(1).shape) >= _MATRIX_SIDE
-            (matrices if wide else narrow).append(parameter)
-    groups = [{"params": narrow, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-    if not matrices:
-        return (adamw,)
-    return Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay), adamw
-
-
-def _fast_bf16(device: torch.device) -> bool:
-    """Whether this device multiplies bfloat16 natively; on other CPUs autocast costs ten times what it saves."""
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def _quiet_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)

@@ -14,9 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
-from barnsight_export.networks.sam3 import Decoded, Pixels, Queries, Sam3
+from barnsight_export.networks.sam3 import Decoded, DetectorConfig, Pixels, Proposals, Proposer, Queries, Sam3
 from barnsight_export.train.samples import IGNORED, TARGET, Batch
 
 BACKGROUND, UNJUDGED = -1, -2  # what a query is matched to, besides the number of a target
@@ -31,14 +30,12 @@ _GROUPS = 3  # two of positives, one of negatives
 
 
 class Aids(nn.Module):
-    """The parameters that exist for training only."""
+    """The parameters that exist for training only; a detector that starts from proposals has its own proposer."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        self.noised = nn.Parameter(torch.randn(width) * 0.5)
-        heads = nn.Linear(width, 5)  # is a center here, and its box
-        nn.init.constant_(heads.bias[:1], -3.0)
-        self.dense = nn.Sequential(nn.Linear(width, width), nn.ReLU(), heads)
+        self.noised = nn.Parameter(torch.randn(config.width) * 0.5)
+        self.proposer = None if config.proposals else Proposer(config.width)
 
 
 class Denoising(NamedTuple):
@@ -116,21 +113,19 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     text = model.concepts[batch.concepts]
     d4, d2, d1 = model.encoder(images)[:3]
     tokens, position = detector.encode(d1, text)
+    start = detector.start(tokens)
     denoising = noise_boxes(batch)
-    decoder = detector.detr_decoder
-    size = len(images)
-    content = [decoder.query_embed.weight.expand(size, -1, -1), aids.noised.expand(*denoising.boxes.shape[:2], -1)]
-    reference = [decoder.reference_points.weight.sigmoid().expand(size, -1, -1), denoising.boxes]
-    extra = Queries(torch.cat(content, 1), torch.cat(reference, 1))
-    decoded = detector.decode(tokens, position, text, extra)
+    noised = aids.noised.expand(*denoising.boxes.shape[:2], -1)
+    extra = Queries(torch.cat([start.content, noised], 1), torch.cat([start.boxes, denoising.boxes], 1))
+    decoded = detector.decode(tokens, position, text, start, extra)
     logits = detector.score(decoded.states, text)  # (L, B, T)
 
     queries = detector.config.queries
     groups = [queries, queries, denoising.boxes.shape[1]]
     outputs = list(zip(torch.split(logits, groups, 2), torch.split(decoded.boxes, groups, 2), strict=True))
-    learned, copied, _ = outputs
+    own, copied, _ = outputs
     matches = (
-        match_one_to_one(*learned, batch),
+        match_one_to_one(*own, batch),
         match_one_to_many(*copied, batch),
         denoising.matched.expand(len(logits), -1, -1),
     )
@@ -145,7 +140,9 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     losses.update(_mask_losses(model, decoded, pixels, matches[0], first_noised, batch))
     present = (batch.kinds == TARGET).any(1).float().expand_as(decoded.presence)
     losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence, present)
-    losses["dense"] = _dense_loss(aids.dense(tokens), batch)
+    proposer = detector.proposer or aids.proposer
+    assert proposer is not None
+    losses["dense"] = _dense_loss(proposer(tokens), batch)
     total = torch.stack(list(losses.values())).sum()
     return total, {name: value.item() for name, value in losses.items()}
 
@@ -210,7 +207,7 @@ def _mask_losses(
     return {
         **_outline_losses(logits, masks),
         **prototype_losses(instance, truth.flatten(2), target),
-        "semantic": semantic_loss + _dice(semantic.flatten(1), animal.flatten(1)).mean(),
+        "semantic": semantic_loss + dice(semantic.flatten(1), animal.flatten(1)).mean(),
     }
 
 
@@ -231,31 +228,31 @@ def _outline_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     count = max(1, len(masks))
     return {
         "mask": _MASK * F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum() / count,
-        "dice": _DICE * _dice(logits, masks).sum() / count,
+        "dice": _DICE * dice(logits, masks).sum() / count,
     }
 
 
-def _dice(logits: Tensor, masks: Tensor) -> Tensor:
+def dice(logits: Tensor, masks: Tensor) -> Tensor:
     """One minus the Dice overlap of each row: (M, hw), (M, hw) -> (M,)."""
     found = logits.sigmoid()
     return 1 - (2 * (found * masks).sum(1) + 1) / (found.sum(1) + masks.sum(1) + 1)
 
 
-def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
-    """Center heat map, and the animal's box at every token that lies on it, from tokens: (B, G², 5).
+def _dense_loss(proposals: Proposals, batch: Batch) -> Tensor:
+    """Center heat map, and the animal's box at every token that lies on it.
 
     The heat map's loss is CenterNet's penalty-reduced focal loss. The boxes are FCOS's (Tian et al. 2019): a token that
     knows where its animal ends is what the decoder's attention can read a better box from.
     """
-    grid = round(output.shape[1] ** 0.5)
+    score = proposals.centers
+    grid = round(score.shape[1] ** 0.5)
     target = batch.kinds == TARGET
     cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)
     sigma = (batch.boxes[..., 2:].amin(-1) * grid / 6).clamp(min=0.4)[..., None]
-    axis = torch.arange(grid, device=output.device)
+    axis = torch.arange(grid, device=score.device)
     along_x = torch.exp(-((axis - cells[..., :1]) ** 2) / (2 * sigma**2))  # (B, N, G)
     along_y = torch.exp(-((axis - cells[..., 1:]) ** 2) / (2 * sigma**2))
     heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, G²)
-    score = output[..., 0]
     hit = -F.logsigmoid(score) * (1 - score.sigmoid()).square()
     miss = F.softplus(score) * score.sigmoid().square() * (1 - heat) ** 4
     count = max(1, int(target.sum()))
@@ -266,9 +263,7 @@ def _dense_loss(output: Tensor, batch: Batch) -> Tensor:
     inside = covered > _ON_ANIMAL
     size = torch.zeros_like(target, dtype=torch.float32).scatter_add_(1, owner, inside.float())  # (B, N) tokens
     weight = (1 / size.gather(1, owner).clamp(min=1))[inside]  # (P,), every animal counts alike
-    center = (torch.cartesian_prod(axis, axis).flip(1) + 0.5) / grid  # (G², 2) x, y
-    anchors = torch.cat([center, torch.full_like(center, 0.15)], dim=1).expand(len(output), -1, -1)
-    boxes = (output[..., 1:] + inverse_sigmoid(anchors)).sigmoid()[inside]  # (P, 4)
+    boxes = proposals.boxes[inside]  # (P, 4)
     truth = batch.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))[inside]
     _, giou = overlaps(boxes, truth)
     wrong = _L1 * (boxes - truth).abs().sum(1) + _GIOU * (1 - giou)

@@ -107,12 +107,18 @@ def find_targets(
         large = area_px * (320 / size_px) ** 2 >= MIN_AREA_PX
         boxes.append(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
         kinds.append(TARGET if large and visible >= MIN_VISIBLE else IGNORED)
-        masks.append(cv2.resize(whole.view(np.uint8) * 255, (mask_px, mask_px), interpolation=cv2.INTER_AREA))
+        masks.append(area_mask(whole))
     return Targets(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(kinds, np.int64),
         np.array(masks, np.uint8).reshape(-1, mask_px, mask_px),
     )
+
+
+def area_mask(whole: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask (s, s) at a quarter of the size: what it covers of each pixel, times 255."""
+    side = whole.shape[0] // 4
+    return np.asarray(cv2.resize(whole.view(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class Views(Dataset[tuple[NDArray[np.uint8], int, Targets]]):
