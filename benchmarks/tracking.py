@@ -95,12 +95,7 @@ def main() -> int:
 
 def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, Any]:
     """Render a clip into the folder `clips`, follow it into `followed`; gives the figures of `evaluate tracking`."""
-    truth, tracks = clips / clip.name, followed / clip.name
-    if not (truth / "scene.json").exists():
-        simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
-        size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
-        crowd = ["--crowding", clip.crowding] if clip.crowding else []
-        command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *size, "--out", truth])
+    truth, tracks = render(clip, clips), followed / clip.name
     if not (tracks / "tracks.txt").exists():
         source = ["barnsight", "replay", truth / "clip.mp4", "--out", tracks]
         command([*source, "--species", clip.species, "--models", models])
@@ -110,6 +105,17 @@ def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, An
     row: dict[str, Any] = json.loads(boxes)
     row["mask_HOTA"] = json.loads(masks)["HOTA"]
     return row
+
+
+def render(clip: Clip, clips: Path) -> Path:
+    """The folder of a clip and its truth in `clips`; rendered where it is not there yet."""
+    truth = clips / clip.name
+    if not (truth / "scene.json").exists():
+        simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
+        size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
+        crowd = ["--crowding", clip.crowding] if clip.crowding else []
+        command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *size, "--out", truth])
+    return truth
 
 
 def command(parts: list[Any]) -> str:

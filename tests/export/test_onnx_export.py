@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,20 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
 from barnsight_engines.certificate import TOLERANCES, measure
+from barnsight_engines.errors import EngineError, ModelSetDataError, ModelSetMismatchError
 from barnsight_engines.loader import load_model_set
-from barnsight_engines.manifest import read_arrays
+from barnsight_engines.manifest import TRACKER, read_arrays
 from barnsight_engines.onnx_backend import OnnxBackend
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import DetectorConfig
-from barnsight_export.networks.tracker import TrackerConfig
+from barnsight_export.networks.tracker import TrackerConfig, TrackerNeck
 from barnsight_export.onnx import roles
 from barnsight_export.onnx.export import SESSION_FILE, TOLERANCE, Exported, export_model_set
 from barnsight_export.onnx.patches import check_versions
-from barnsight_export.onnx.random_weights import random_tracker
+from barnsight_export.onnx.random_weights import random_tracker, scatter
 from barnsight_export.presets import Preset
+from barnsightd.tracking.lifecycle import TrackingSettings
+from barnsightd.tracking.propagation import make_bank
 
 TINY = Preset(
     name="tiny",
@@ -51,9 +55,12 @@ TINY = Preset(
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
-    tracker = random_tracker(TrackerConfig(grid=4, width=32, memory_width=16, decoder_heads=2))
-    more, folder = (roles.memory_encoder(tracker),), tmp_path_factory.mktemp("sets") / "tiny"
-    return export_model_set(TINY.build(), TINY, folder, trained_on="nothing", more=more, tracker=tracker)
+    tracker = random_tracker(
+        TrackerConfig(grid=4, width=16, memory_width=8, attention_layers=1, feed_forward=32, decoder_heads=2)
+    )
+    more, folder = roles.tracker_graphs(tracker), tmp_path_factory.mktemp("sets") / "tiny"
+    neck = scatter(TrackerNeck(16))
+    return export_model_set(TINY.build(), TINY, folder, trained_on="nothing", more=more, tracker=tracker, neck=neck)
 
 
 pytestmark = [
@@ -65,12 +72,12 @@ pytestmark = [
 
 
 def test_onnx_runtime_agrees_with_pytorch(exported: Exported) -> None:
-    assert list(exported.differences) == ["encoder", "detector", "memory_encoder"]
+    assert list(exported.differences) == ["encoder", "detector", *TRACKER]
     assert all(difference <= TOLERANCE for difference in exported.differences.values())
 
 
 def test_the_graphs_suit_old_runtimes_and_name_no_path(exported: Exported) -> None:
-    for role in ("encoder", "detector", "memory_encoder"):
+    for role in ("encoder", "detector", *TRACKER):
         path = exported.folder / f"{role}.onnx"
         check_versions(onnx.load(path))
         assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
@@ -121,11 +128,57 @@ def test_a_daemon_takes_the_set_and_every_engine_reproduces_its_golden_answers(e
 def test_what_a_session_computes_itself_lies_beside_the_engines(exported: Exported) -> None:
     with np.load(exported.folder / SESSION_FILE) as constants:
         assert {name: constants[name].shape for name in constants} == {
-            "memory_positions": (7, 16),
-            "pointer_weight": (16, 32),
-            "pointer_bias": (16,),
+            "memory_positions": (7, 8),
+            "pointer_weight": (8, 16),
+            "pointer_bias": (8,),
             "pointer_frames": (),
         }
+
+
+def test_a_session_remembers_with_what_was_loaded(exported: Exported) -> None:
+    with load_model_set(exported.folder) as models:
+        tracker = models.tracker
+        assert tracker is not None
+        assert tracker.layout == (16, roles.MEMORY_SLOTS, roles.POINTERS)
+        features = models.encoder.encode(np.full((48, 64, 3), 90, np.uint8))
+        bank = make_bank(tracker, TrackingSettings(max_objects=3))
+        masks = np.full((2, 16, 16), -8, np.float32)
+        masks[0, 2:9, 3:8] = masks[1, 8:14, 9:15] = 8
+        memories = tracker.memorize(features, masks, np.ones(2, np.float32))
+        bank.condition([0, 2], 0, memories, tracker.point_at(features, masks))
+        seen = tracker.segment(features, bank.recall([2, 0], 1))
+    assert seen.mask_logits.shape == (2, 16, 16)
+    assert seen.pointers.shape == (2, 16)
+    assert not np.array_equal(seen.mask_logits[0], seen.mask_logits[1])
+
+
+def test_a_closed_set_has_no_tracker_left(exported: Exported) -> None:
+    models = load_model_set(exported.folder)
+    features = models.encoder.encode(np.full((48, 64, 3), 90, np.uint8))
+    models.close()
+    assert models.tracker is not None
+    with pytest.raises(EngineError, match="engine 'memory_encoder' is closed"):
+        models.tracker.memorize(features, np.zeros((1, 16, 16), np.float32), np.ones(1, np.float32))
+
+
+def test_a_set_whose_tracker_lacks_something_is_refused(exported: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(exported.folder, folder)
+    with np.load(folder / SESSION_FILE) as file:
+        constants = {name: file[name] for name in file if name != "pointer_bias"}
+    np.savez(folder / SESSION_FILE, **constants)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tracker"]["sha256"] = hashlib.sha256((folder / SESSION_FILE).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelSetDataError, match=r"tracker\.npz: array 'pointer_bias' is missing; export the model set"):
+        load_model_set(folder)
+
+    for engine in manifest["engines"]:
+        if engine["role"] == "memory_encoder":
+            engine["outputs"][0]["shape"] = [None, 9, 8]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelSetMismatchError, match=r"'memory_encoder': output 'mem' must be float32 \(any, 16, 8\)"):
+        load_model_set(folder)
 
 
 def test_each_concept_has_its_prompt(exported: Exported) -> None:

@@ -11,7 +11,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from barnsight_export.errors import DataError
+from barnsight_export.networks.tracker import TrackerConfig, TrackerNeck
+from barnsight_export.onnx import roles
 from barnsight_export.onnx.export import export_model_set
+from barnsight_export.onnx.random_weights import random_tracker
 from barnsight_export.onnx.weights import read_weights
 from barnsight_export.presets import NANO
 
@@ -34,7 +37,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Mo
     with torch.no_grad():
         for parameter in network.parameters():  # as after training: norms are no longer all ones
             parameter.add_(0.05 * torch.randn_like(parameter))
-    export_model_set(network, SMALL, folder, trained_on="a test")
+    tracker = random_tracker(TrackerConfig(grid=10, patch=16, width=96, memory_width=24, attention_layers=1))
+    more, neck = roles.tracker_graphs(tracker), TrackerNeck(96)
+    export_model_set(network, SMALL, folder, trained_on="a test", more=more, tracker=tracker, neck=neck)
     return folder, network
 
 

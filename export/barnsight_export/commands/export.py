@@ -1,6 +1,8 @@
 """`barnsight-export export`: networks to a model set of ONNX engines and their manifest.
 
 barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --data pictures --out engines/nano
+barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --tracker runs/tracker/checkpoint.pt \\
+    --data pictures --out engines/nano
 barnsight-export export --preset orin --student runs/a/student.safetensors --sam3 checkpoints/sam3 \\
     --dinov3 checkpoints/dinov3 --out build/orin
 barnsight-export export --preset orin-b --random-weights --out build/orin-b
@@ -42,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="every engine of the preset, with weights by lot: for compile checks and timing, never for animals",
     )
     weights.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors of a distillation")
+    parser.add_argument("--tracker", type=Path, metavar="FILE", help="checkpoint.pt of a tracker over --checkpoint")
     parser.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: tracker, and heads for --student")
     parser.add_argument("--dinov3", type=Path, metavar="DIR", help="facebook/dinov3-vits16…: the embedder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model set")
@@ -68,7 +71,7 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
     from barnsight_export.train.samples import Simulated
     from barnsight_export.train.validation import best_threshold
 
-    public = _public_networks(args, preset)
+    public = _trained_tracker(args, preset) if args.tracker is not None else _public_networks(args, preset)
     model = _detection(args, preset)
     chosen: dict[str, Any] = {}
     if args.data is not None:
@@ -95,6 +98,19 @@ def _detection(args: argparse.Namespace, preset: Preset) -> Sam3:
     if args.sam3 is None:
         raise ExportUsageError("--student needs --sam3: the heads that it was distilled for")
     return assemble_detection(preset, args.student, args.sam3)
+
+
+def _trained_tracker(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    """The engines of a tracker that was trained here, with its neck."""
+    from barnsight_export.onnx import roles
+    from barnsight_export.train.tracker import load_tracker
+
+    if args.checkpoint is None:
+        raise ExportUsageError(
+            "--tracker is of a training run, over its --checkpoint: name that, and no public weights"
+        )
+    trained = load_tracker(args.tracker, preset)
+    return {"more": roles.tracker_graphs(trained.tracker), "tracker": trained.tracker, "neck": trained.neck}
 
 
 def _public_networks(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from barnsight_export.files import written_aside
 from barnsight_export.networks.compact import CompactStudent
 from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.networks.student import EncoderMaps
-from barnsight_export.networks.tracker import Tracker
+from barnsight_export.networks.tracker import TrackedStudent, Tracker, TrackerNeck
 from barnsight_export.onnx import roles
 from barnsight_export.onnx.graph import (
     SEEDS,
@@ -76,6 +76,7 @@ def export_model_set(
     golden_image: npt.NDArray[np.float32] | None = None,
     more: Sequence[Graph] = (),
     tracker: Tracker | None = None,
+    neck: TrackerNeck | None = None,
     tolerance: float = TOLERANCE,
     seeds: Sequence[int] = SEEDS,
     report: Callable[[str, Differences], None] | None = None,
@@ -84,13 +85,13 @@ def export_model_set(
 
     `score` is the least score of a detection that a daemon trusts.
     `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. `more` are
-    further engines: those of `tracker`, an embedder. `seeds` draw the fresh random inputs, and `report` hears of each
-    engine once it is compared on them. Raises ParityError where ONNX Runtime and PyTorch differ by more than
-    `RELATIVE_TOLERANCE` of an output's largest value, or by more than `tolerance` itself; OutputError where the folder
-    cannot be written. `folder` is then as it was.
+    further engines: those of `tracker`, an embedder; `neck` is the tracker's over a compact student. `seeds` draw the
+    fresh random inputs, and `report` hears of each engine once it is compared on them. Raises ParityError where ONNX
+    Runtime and PyTorch differ by more than `RELATIVE_TOLERANCE` of an output's largest value, or by more than
+    `tolerance` itself; OutputError where the folder cannot be written. `folder` is then as it was.
     """
     model = model.eval()
-    graphs = (*detection_graphs(model, preset), *more)
+    graphs = (*detection_graphs(model, preset, neck), *more)
     with written_aside(folder, last=FILE_NAME) as aside:
         outputs: dict[str, Differences] = {}
         for graph in graphs:
@@ -123,11 +124,12 @@ def export_engine(graph: Graph, folder: Path, tolerance: float = math.inf, seeds
     return differences
 
 
-def detection_graphs(model: Sam3, preset: Preset) -> tuple[Graph, Graph]:
-    """Encoder and detector of `model`."""
-    maps = roles.DETECTOR_MAPS if isinstance(model.encoder, CompactStudent) else EncoderMaps._fields
+def detection_graphs(model: Sam3, preset: Preset, neck: TrackerNeck | None = None) -> tuple[Graph, Graph]:
+    """Encoder and detector of `model`; with a `neck` a compact student gives the tracker's maps too."""
+    encoder = model.encoder if neck is None else TrackedStudent(model.encoder, neck).eval()
+    alone = isinstance(encoder, CompactStudent)
     return (
-        roles.encoder(model.encoder, preset.image_size, maps),
+        roles.encoder(encoder, preset.image_size, roles.DETECTOR_MAPS if alone else EncoderMaps._fields),
         roles.detector(model.detector, preset.grid, text_tokens=model.concepts.shape[1]),
     )
 

@@ -22,6 +22,7 @@ from barnsight_engines.manifest import read_arrays, read_manifest
 from barnsight_export.errors import DataError
 from barnsight_export.networks.compact import places
 from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.tracker import TrackerNeck
 from barnsight_export.onnx.export import detection_graphs
 from barnsight_export.onnx.graph import Graph, write_graph
 from barnsight_export.presets import Preset
@@ -43,7 +44,8 @@ def read_weights(folder: Path, preset: Preset) -> dict[str, Tensor]:
     manifest, _ = read_manifest(folder)
     probe = _random_network(preset)
     weights = probe.state_dict()
-    for graph in detection_graphs(probe, preset):
+    neck = TrackerNeck(preset.detector.width).eval() if manifest.has_tracker else None
+    for graph in detection_graphs(probe, preset, neck):
         known, wanted = _exported(graph), _constants(folder / manifest.engine(graph.role).file)
         if _shapes(known) != _shapes(wanted):
             raise DataError(
