@@ -132,7 +132,7 @@ def train_detector(
         found = validate(trainer.average, validation, trainer.preset.image_size, trainer.recipe.validation_pictures)
         return {"size_px": trainer.size_px(progress()), **asdict(found)}
 
-    train(trainer, budget, batches, score, fresh=trainer.size_px, show_progress=show_progress)
+    train(trainer, budget, batches, score, stage=trainer.size_px, show_progress=show_progress)
 
 
 def _loader(trainer: DetectorTrainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Any]:

@@ -282,7 +282,7 @@ def train_tracker(
     def score() -> Mapping[str, float]:
         return validate_tracker(trainer, validation, frames=recipe.frames[-1][1])
 
-    train(trainer, budget, batches, score, fresh=recipe.length, show_progress=show_progress)
+    train(trainer, budget, batches, score, stage=recipe.length, show_progress=show_progress)
 
 
 def load_tracker(path: Path, preset: Preset) -> NeckedTracker:

@@ -211,13 +211,13 @@ def train(
     batches: Callable[[], Iterable[Batch]],
     validate: Callable[[], Mapping[str, float]],
     *,
-    fresh: Callable[[float], object] = lambda _: None,
+    stage: Callable[[float], object] = lambda _: None,
     show_progress: bool = True,
 ) -> None:
     """Run `trainer` until its budget is spent.
 
     `batches()` opens this process's endless share of the stream where the counters stand; it is opened anew after each
-    validation, and whenever `fresh(progress)` changes. Where several processes train together (`torch.distributed`),
+    validation, and whenever `stage(progress)` changes. Where several processes train together (`torch.distributed`),
     the first one validates, saves and logs.
     """
     recipe, counters = trainer.recipe, trainer.counters
@@ -227,7 +227,7 @@ def train(
     progress = budget.progress(counters.images, counters.elapsed_s)
     with tqdm(total=100.0, initial=100 * progress, unit="%", disable=not (first and show_progress)) as bar:
         while progress < 1.0:
-            kind = fresh(progress)
+            current = stage(progress)
             validate_at_s, save_at_s = (
                 counters.elapsed_s + pause for pause in (recipe.validate_every_s, recipe.checkpoint_every_s)
             )
@@ -240,7 +240,7 @@ def train(
                 log.add(losses)
                 bar.n = 100 * progress
                 bar.set_postfix(images=counters.images, loss=f"{losses['loss']:.2f}")
-                if progress >= 1.0 or fresh(progress) != kind or counters.elapsed_s > validate_at_s:
+                if progress >= 1.0 or stage(progress) != current or counters.elapsed_s > validate_at_s:
                     break
                 if counters.elapsed_s > save_at_s:
                     save_at_s += recipe.checkpoint_every_s
