@@ -159,7 +159,8 @@ def compare_with_stock(frames: int, animals: int = 3) -> Lossless:
         if frame:
             want = theirs[frame]
             inside, either = (masks > 0) & (want.masks > 0), (masks > 0) | (want.masks > 0)
-            ious.append(float(inside.sum() / max(1, either.sum())))
+            shared, joined = inside.sum(axis=(1, 2)), either.sum(axis=(1, 2))  # (A,)
+            ious += np.where(joined > 0, shared / np.maximum(joined, 1), 1.0).tolist()  # two empty masks are alike
             differences.append(float(max(np.abs(masks - want.masks).max(), np.abs(presence - want.presence).max())))
     return Lossless(min(ious), max(differences), [4 * step.kept for step in theirs], ours)
 
