@@ -49,11 +49,10 @@ NANO = Preset(
         feed_forward=384,
         encoder_layers=2,
         decoder_layers=3,
-        queries=64,
+        queries=48,
         upsampling_stages=2,
         dropout=0.0,
         top_k=32,
-        proposals=True,
     ),
     tracker=TrackerConfig(
         grid=20, patch=16, width=96, memory_width=24, attention_layers=2, feed_forward=384, decoder_heads=4
