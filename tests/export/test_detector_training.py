@@ -436,6 +436,7 @@ def test_queries_start_where_the_encoder_proposes_an_animal() -> None:
         replace(TINY, detector=replace(TINY.detector, proposals=proposals)).build() for proposals in (False, True)
     )
     assert not hasattr(proposing.detector.detr_decoder, "reference_points")
+    assert not hasattr(proposing.detector.detr_decoder, "query_embed")
     grid, width = TINY.grid, TINY.detector.width
     tokens = torch.randn(2, grid * grid, width)
     proposer = proposing.detector.proposer
@@ -446,6 +447,24 @@ def test_queries_start_where_the_encoder_proposes_an_animal() -> None:
     assert not start.boxes.requires_grad
     same = learned.detector.start(tokens)
     torch.testing.assert_close(same.boxes[0], same.boxes[1])
+
+
+def test_what_a_query_begins_as_does_not_depend_on_its_rank() -> None:
+    torch.manual_seed(0)
+    detector = replace(TINY, detector=replace(TINY.detector, proposals=True)).build().detector
+    assert detector.proposer is not None
+    torch.nn.init.normal_(detector.proposer.content.weight)
+    tokens = torch.randn(1, TINY.grid**2, TINY.detector.width)
+    before = detector.start(tokens)
+    heat = detector.proposer.heads[-1]
+    with torch.no_grad():
+        heat.weight[0], heat.bias[0] = -heat.weight[0], -heat.bias[0]  # the likeliest cell is now the least likely
+    detector.config = replace(detector.config, queries=TINY.grid**2)
+    after = detector.start(tokens)
+    for content, box in zip(before.content[0], before.boxes[0], strict=True):
+        same = (after.boxes[0] == box).all(1)
+        assert same.sum() == 1
+        torch.testing.assert_close(after.content[0, same][0], content)
 
 
 def test_an_untrained_proposal_lies_at_its_own_cell() -> None:

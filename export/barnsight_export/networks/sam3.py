@@ -105,13 +105,18 @@ class Detection(NamedTuple):
 
 
 class Proposer(nn.Module):
-    """What each of the encoder's tokens says by itself: a center's heat map and boxes."""
+    """What each of the encoder's tokens says by itself: a center's heat map, boxes, and what a query there begins as.
+
+    A query's content follows from its token and not from its rank, so that a small change of the map is a small change
+    of the queries, whatever places they change.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         heads = nn.Linear(width, 5)  # is a center here, and its box
         nn.init.constant_(heads.bias[:1], -3.0)
         self.heads = nn.Sequential(nn.Linear(width, width), nn.ReLU(), heads)
+        self.content = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Proposals:
         """Read proposals from tokens (B, G², C)."""
@@ -152,7 +157,7 @@ class Detector(nn.Module):
         self.position = Sam3SinePositionEmbedding(config.width // 2, normalize=True)
         self.proposer = Proposer(config.width) if config.proposals else None
         if config.proposals:
-            del self.detr_decoder.reference_points
+            del self.detr_decoder.reference_points, self.detr_decoder.query_embed
 
     def forward(self, d4: Tensor, d2: Tensor, d1: Tensor, text: Tensor) -> Detection:
         """Detect the animals that the prompt `text` (B, T, C) names in the encoder's maps."""
@@ -177,12 +182,13 @@ class Detector(nn.Module):
 
     def start(self, tokens: Tensor) -> Queries:
         """The queries before the first layer: at learned places, or at the likeliest centers on the tokens."""
-        decoder, batch = self.detr_decoder, tokens.shape[0]
-        content = decoder.query_embed.weight.expand(batch, -1, -1)
         if self.proposer is None:
-            return Queries(content, decoder.reference_points.weight.sigmoid().expand(batch, -1, -1))
+            decoder, batch = self.detr_decoder, tokens.shape[0]
+            boxes = decoder.reference_points.weight.sigmoid()
+            return Queries(*(value.expand(batch, -1, -1) for value in (decoder.query_embed.weight, boxes)))
         proposals = self.proposer(tokens)
         likeliest = proposals.centers.topk(self.config.queries, dim=1).indices
+        content = self.proposer.content(_gather(tokens, likeliest))
         return Queries(content, _gather(proposals.boxes, likeliest).detach())
 
     def decode(
@@ -312,9 +318,11 @@ def initialize(detector: Detector) -> None:
 def spread_queries(detector: Detector, box_size: float = 0.2) -> None:
     """Start the learned queries as equal boxes on a low-discrepancy pattern (Roberts' R2), told apart by content."""
     decoder = detector.detr_decoder
-    nn.init.normal_(decoder.query_embed.weight, std=0.5)
-    if detector.proposer is not None:
+    if detector.proposer is not None:  # alike at first, wherever they start
+        nn.init.zeros_(detector.proposer.content.weight)
+        nn.init.normal_(detector.proposer.content.bias, std=0.5)
         return
+    nn.init.normal_(decoder.query_embed.weight, std=0.5)
     order = torch.arange(1, detector.config.queries + 1, dtype=torch.float64)
     plastic = 1.32471795724474602596
     centers = torch.stack([(order / plastic) % 1, (order / plastic**2) % 1], dim=1)
