@@ -320,11 +320,10 @@ def pen(frame: int, grid: int) -> tuple[NDArray[np.float32], Detections]:
 
 def shipped_run(models: Path, clips: Path, frames: int) -> Iterator[int]:
     """The shipped set on a simulated clip, played over and over, in one session of the service's pipeline."""
-    clip = render(CLIPS[0], clips) / "clip.mp4"
+    clip = list(read_frames(render(CLIPS[0], clips) / "clip.mp4", camera="replay"))
     with load_model_set(models, threads=half_the_cores()) as model_set:
         pipeline = make_pipeline(model_set, "pig", FPS)
-        played = itertools.chain.from_iterable(read_frames(clip, camera="replay") for _ in itertools.count())
-        for index, frame in enumerate(itertools.islice(played, frames)):
+        for index, frame in enumerate(itertools.islice(itertools.cycle(clip), frames)):
             at_ns = round(index * 1e9 / FPS)
             moment = replace(frame, index=index, captured_ns=at_ns, monotonic_ns=at_ns)
             result = pipeline.follow(pipeline.encode(moment))
