@@ -73,7 +73,7 @@ def test_our_loops_compute_what_the_stock_forward_computes() -> None:
     _, _, d1, text = small_inputs()
     with torch.no_grad():
         tokens, position = detector.encode(d1, text)
-        ours = detector.decode(tokens, position, text)
+        ours = detector.decode(tokens, position, text, detector.start(tokens))
         level = detector.position(d1.shape, d1.device, d1.dtype)
         encoded = detector.detr_encoder(vision_features=[d1], text_features=text, vision_pos_embeds=[level])
         stock = detector.detr_decoder(
@@ -93,7 +93,7 @@ def test_masks_are_those_of_the_stock_mask_decoder() -> None:
     with torch.no_grad():
         found = detector(d4, d2, d1, text)
         tokens, position = detector.encode(d1, text)
-        decoded = detector.decode(tokens, position, text)
+        decoded = detector.decode(tokens, position, text, detector.start(tokens))
         stock = detector.mask_decoder(
             decoder_queries=decoded.states[-1],
             backbone_features=[d4, d2, d1],
@@ -120,8 +120,8 @@ def test_extra_queries_leave_the_learned_ones_alone() -> None:
     extra = Queries(torch.randn(2, 7, 32), torch.rand(2, 7, 4) * 0.5 + 0.2)
     with torch.no_grad():
         tokens, position = detector.encode(d1, text)
-        alone = detector.decode(tokens, position, text)
-        together = detector.decode(tokens, position, text, extra)
+        alone = detector.decode(tokens, position, text, detector.start(tokens))
+        together = detector.decode(tokens, position, text, detector.start(tokens), extra)
     assert together.states.shape[2] == 17
     torch.testing.assert_close(together.states[:, :, :10], alone.states)
     torch.testing.assert_close(together.presence, alone.presence)

@@ -277,7 +277,7 @@ def test_a_prompt_without_its_padding_is_the_padded_and_masked_one() -> None:
     valid = torch.tensor([[True] * 3 + [False] * 4])
     with torch.no_grad():
         tokens, position = detector.encode(d1, text)
-        states = detector.decode(tokens, position, text).states
+        states = detector.decode(tokens, position, text, detector.start(tokens)).states
         level = detector.position(d1.shape, d1.device, d1.dtype)
         encoded = detector.detr_encoder([d1], padded, vision_pos_embeds=[level], text_mask=valid)
         stock = detector.detr_decoder(
