@@ -81,7 +81,7 @@ class DetectorTrainer(Trainer[Batch]):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its overloads
         super().__init__(preset.name, model, Aids(preset.detector), recipe, out, device)
 
-    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002 - see the base
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """See `Trainer.loss`."""
         batch = batch.to(self.device)
         return detection_loss(self.model, self.aids, normalize(batch.images), batch)

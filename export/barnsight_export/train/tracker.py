@@ -152,7 +152,7 @@ class TrackerTrainer(Trainer[Batch]):
         super().__init__(f"{preset.name}-tracker", NeckedTracker(preset), nn.Module(), recipe, out, device)
         self.follower, self.average_follower = Follower(self.model), Follower(self.average)
 
-    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002 - see the base
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """See `Trainer.loss`."""
         sums: dict[str, Tensor] = {}
         for sequence in batch:

@@ -107,7 +107,7 @@ class Trainer(ABC, Generic[Batch]):
         torch.manual_seed(recipe.seed + self.rank)
 
     @abstractmethod
-    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Forward pass and total loss of a batch, with the parts for the log."""
 
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
@@ -117,7 +117,7 @@ class Trainer(ABC, Generic[Batch]):
         for group in self.groups():
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bf16(self.device)):
-            loss, parts = self.loss(batch, progress)
+            loss, parts = self.loss(batch)
         if not math.isfinite(loss.item()):
             raise ExportError(
                 f"the loss became {loss.item()} at step {self.counters.steps}:"
