@@ -88,13 +88,13 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class _OpenSession:
-    """A camera's running session, when it has to end, and in how many frames the detector is to look again."""
+    """A camera's running session, when it has to end, and how many frames ago the detector looked: 0, it is to look."""
 
     session: Session
     number: int
     ends_ns: int
     masks_due_ns: int
-    detector_rests: int = 0
+    frames_since_look: int = 0
 
 
 class Pipeline:
@@ -144,11 +144,11 @@ class Pipeline:
         height, width = frame.image.shape[:2]
         watch = Stopwatch(self._clock_ns)
         detections = None
-        if opened.detector_rests == 0:
+        if opened.frames_since_look == 0:
             detections = self._detector.detect(
                 encoded.features, (height, width), settings.species, min_score=settings.tracking.min_score
             )
-        opened.detector_rests = (opened.detector_rests + 1) % settings.tracking.detect_every
+        opened.frames_since_look = (opened.frames_since_look + 1) % settings.tracking.detect_every
         watch.lap("detector")
         tracks = opened.session.step(detections, frame.monotonic_ns, encoded.features)
         watch.lap("tracking")

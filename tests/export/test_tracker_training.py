@@ -15,7 +15,7 @@ from torch import nn
 
 from barnsight_engines.propagator import MemoryTracker, TemporalPositions, certain
 from barnsight_export.cli import main
-from barnsight_export.errors import DataMissingError
+from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.evaluate.stock_session import TorchEngine
 from barnsight_export.networks.compact import CompactConfig, CompactStudent
 from barnsight_export.networks.sam3 import DetectorConfig
@@ -105,6 +105,14 @@ def test_a_sample_follows_its_animals_and_is_the_same_at_the_same_position(seque
 def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataMissingError, match="simulate --sequences does"):
         opened(tmp_path)
+
+
+def test_sequences_without_an_animal_end_the_search(tmp_path: Path) -> None:
+    write_sequences(tmp_path / "empty")
+    ids = np.load(tmp_path / "empty/ids-00000.npy")
+    np.save(tmp_path / "empty/ids-00000.npy", np.zeros_like(ids))
+    with pytest.raises(DataError, match="empty: no animal to follow in 100 sequences; render others"):
+        opened(tmp_path / "empty", augmented=False)[(0, 3)]
 
 
 def test_a_run_learns_to_follow(sequences: Path, tmp_path: Path) -> None:

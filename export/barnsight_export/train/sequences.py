@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from barnsight_export.datasets import simulated
-from barnsight_export.errors import DataMissingError
+from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.train.augment import augment
 from barnsight_export.train.samples import MIN_AREA_PX, area_mask
 
 # An animal begins where so much of it is seen, and is there as long as so much is.
 BEGINS_VISIBLE = 0.3
 STAYS_VISIBLE = 0.08
+_MOST_PASSED_OVER = 100
 
 
 class Sequence(NamedTuple):
@@ -50,15 +51,18 @@ class Sequences(Dataset[Sequence]):
         return len(self._stored)
 
     def __getitem__(self, key: tuple[int, int]) -> Sequence:
-        """The sample at a position; sequences in which nothing can be followed are passed over."""
+        """The sample at a position; sequences in which nothing can be followed are passed over.
+
+        Raises DataError where a hundred of them in a row show nothing.
+        """
         position, frames = key
         rng = np.random.default_rng((self.seed, position))
-        while True:
-            index = int(rng.integers(len(self))) if self.augmented else position % len(self)
+        for step in range(_MOST_PASSED_OVER):
+            index = int(rng.integers(len(self))) if self.augmented else (position + step) % len(self)
             sample = self._view(index, frames, rng)
             if sample.masks.shape[1]:
                 return sample
-            position += 1
+        raise DataError(f"{self._stored.folder}: no animal to follow in {_MOST_PASSED_OVER} sequences; render others")
 
     def _view(self, index: int, frames: int, rng: np.random.Generator) -> Sequence:
         images, ids, _, visible = self._stored[index]
