@@ -60,7 +60,7 @@ from barnsight_export.presets import ORIN, ORIN_B
 from barnsightd.ingest.files import read_frames
 from barnsightd.replay import half_the_cores, make_pipeline
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.tracking.memory import MemoryBank
+from barnsightd.tracking.memory import Impressions, MemoryBank
 from barnsightd.tracking.propagation import MemoryPropagator
 from barnsightd.tracking.session import Session
 
@@ -205,8 +205,7 @@ def measure_throughput(frames: int, animals: int = 10, warm: int = 8) -> Through
     positions = TemporalPositions.from_arrays(session_constants(tracker))
     with tempfile.TemporaryDirectory() as folder:
         engines = MemoryTracker(*onnx_engines(tracker, Path(folder)), positions=positions)
-        layout = MemoryLayout(FAST.grid**2, roles.MEMORY_SLOTS, roles.POINTERS)
-        bank = MemoryBank(animals, positions, layout, batch=animals)
+        bank = MemoryBank(animals, positions, FAST.layout, batch=animals)
         theirs = follow(stock, FAST, animals, warm + frames)
         ours = pruned(engines, bank, FAST, animals, warm + frames)
         seconds: tuple[list[float], list[float]] = ([], [])
@@ -287,7 +286,9 @@ def resident_bytes() -> int:
 def scripted_run(frames: int, grid: int = 20, fps: float = 6.0) -> Iterator[int]:
     """A session with scripted engines in a pen where animals walk in, hide, are missed and walk out."""
     settings = TrackingSettings(fps=fps, lazy=False)
-    session = Session(settings, session=1, memory=MemoryPropagator(scripted_tracker(grid), settings))
+    memory = MemoryPropagator(scripted_tracker(grid), settings)
+    memory.reserve()
+    session = Session(settings, session=1, memory=memory)
     for frame in range(frames):
         colors, found = pen(frame, grid)
         session.step(found, round(frame * 1e9 / fps), painted(colors))
@@ -346,12 +347,19 @@ def session_sizes() -> list[dict[str, Any]]:
             pointer_bias=np.zeros(config.memory_width, np.float32),
             pointer_frames=config.pointer_frames,
         )
-        layout = MemoryLayout(config.grid**2, roles.MEMORY_SLOTS, roles.POINTERS)
-        sizes = {n: MemoryBank(n, positions, layout, batch=min(n, LARGEST_BATCH)).size_bytes for n in (8, 15, 30)}
-        one, two = (MemoryBank(n, positions, layout).size_bytes for n in (1, 2))
-        cameras = {str(n): size / MB for n, size in sizes.items()}
+        cameras = {
+            str(n): reserved_bytes(n, positions, config.layout, batch=min(n, LARGEST_BATCH)) / MB for n in (8, 15, 30)
+        }
+        one, two = (reserved_bytes(n, positions, config.layout, batch=1) for n in (1, 2))
         rows.append({"preset": preset.name, "grid": config.grid, "animal_mb": (two - one) / MB, "cameras_mb": cameras})
     return rows
+
+
+def reserved_bytes(animals: int, positions: TemporalPositions, layout: MemoryLayout, *, batch: int) -> int:
+    """What a session with so many slots reserves."""
+    bank = MemoryBank(animals, positions, layout, batch=batch)
+    width = positions.pointer_weight.shape[1]
+    return bank.size_bytes + Impressions(animals, bank.recent, width=width, cells=layout.cells).size_bytes
 
 
 # Modes
@@ -464,7 +472,7 @@ def to_markdown(
         "",
         f"## What a session reserves at full size (FP16 memories; the paper's whole system: {PAPER_GB} GB on a GPU)",
         "",
-        "Of an animal: its memories and pointers. Of a camera: all its animals, and the buffers that a recall fills.",
+        "Of an animal: memories, masks, pointers. Of a camera: all its animals, recent maps, and what a recall fills.",
         "",
         "| preset | grid | MB an animal | MB a camera, 8 animals | 15 animals | 30 animals |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -40,7 +40,7 @@ from barnsightd.runtime.watchdog import Notifier, Progress, Watchdog
 from barnsightd.store.records import Store, StoreSettings
 from barnsightd.store.writer import Writer
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.tracking.propagation import make_bank
+from barnsightd.tracking.propagation import MemoryPropagator
 from barnsightd.types import Frame, FrameResult
 
 NS_PER_S = 1_000_000_000
@@ -353,7 +353,7 @@ def check_memory(camera: CameraConfig, settings: TrackingSettings, models: Model
     if config.memory == "off":
         return
     try:
-        needed = make_bank(models.tracker, settings).size_bytes
+        needed = MemoryPropagator(models.tracker, settings).size_bytes
     except ValueError as error:
         raise ConfigError(f"{where}.memory_slots: {error}") from error
     if needed > config.memory_mb * BYTES_PER_MB:

@@ -194,7 +194,9 @@ class Pipeline:
     def _new_memory(self, settings: CameraSettings) -> MemoryPropagator | None:
         if self._tracker is None or not settings.remembers:
             return None
-        return MemoryPropagator(self._tracker, settings.tracking)
+        memory = MemoryPropagator(self._tracker, settings.tracking)
+        memory.reserve()
+        return memory
 
     def _record(
         self, frame: Frame, opened: _OpenSession, settings: CameraSettings, tracks: tuple[Track, ...]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from barnsight_engines.propagator import MASKED, Memories, MemoryLayout, TemporalPositions, sine_encoding
-from barnsightd.tracking.memory import MemoryBank
+from barnsight_engines.propagator import CERTAIN, MASKED, Memories, MemoryLayout, TemporalPositions, sine_encoding
+from barnsightd.tracking.memory import Impression, Impressions, MemoryBank
 
 CELLS, WIDTH, POINTER_WIDTH = 4, 3, 6
 RECENT, RECENT_POINTERS = 6, 15
@@ -155,3 +155,49 @@ def test_a_frame_without_a_pointer_keeps_the_pointers_before_it() -> None:
     memories = bank.recall([0], 4)
     assert sorted(held(memories).values()) == [1, 2, 3]
     assert pointers_held(memories) == sorted(2 * [101.0, 102.0])
+
+
+def seen(impressions: Impressions, frame: int, animals: list[int]) -> None:
+    """Keep a frame whose map holds its number, with masks and presences that hold the animals' own."""
+    numbers = np.array(animals, np.float32)
+    masks = np.broadcast_to(numbers[:, None, None], (len(animals), 8, 8)).astype(np.float32)
+    impressions.keep(frame, np.full((1, POINTER_WIDTH, 2, 2), frame, np.float32), animals, masks, numbers)
+
+
+def told(impression: Impression) -> tuple[int, list[int]]:
+    """Frame and animals of an impression, which its arrays must bear out."""
+    assert (impression.t1 == impression.frame).all()
+    assert (impression.mask_logits == impression.animals[:, None, None]).all()
+    assert (impression.presence == impression.animals).all()
+    return impression.frame, impression.animals.tolist()
+
+
+def test_an_impression_is_taken_once_and_only_while_its_frame_is_recent() -> None:
+    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    for frame in range(20, 30):
+        seen(impressions, frame, [0, 2] if frame % 2 else [1])
+    assert [told(impression) for impression in impressions.take([0, 1])] == [
+        (24, [1]), (25, [0]), (26, [1]), (27, [0]), (28, [1]), (29, [0]),
+    ]  # fmt: skip
+    assert list(impressions.take([0, 1])) == []
+    seen(impressions, 30, [0])
+    assert [told(impression) for impression in impressions.take([0])] == [(30, [0])]
+
+
+def test_impressions_of_an_animal_that_is_gone_are_not_its_successors() -> None:
+    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    seen(impressions, 7, [0, 1])
+    impressions.forget(1)
+    assert [told(impression) for impression in impressions.take([0, 1, 2])] == [(7, [0])]
+
+
+def test_impressions_never_grow_and_keep_what_a_mask_decoder_says() -> None:
+    impressions = Impressions(2, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    size = impressions.size_bytes
+    logits = np.array([CERTAIN, -1024, -10.25, 0.125], np.float32).repeat(16).reshape(1, 8, 8)
+    for frame in range(100):
+        impressions.keep(frame, np.zeros((1, POINTER_WIDTH, 2, 2), np.float32), [1], logits, np.ones(1, np.float32))
+    taken = list(impressions.take([1]))
+    assert len(taken) == RECENT
+    assert np.array_equal(taken[0].mask_logits, logits)
+    assert impressions.size_bytes == size

@@ -13,7 +13,7 @@ from barnsight_engines.masks import tight_boxes
 from barnsight_engines.propagator import MemoryTracker
 from barnsight_engines.scripted_backend import painted, scripted_tracker
 from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.tracking.propagation import MemoryPropagator, make_bank
+from barnsightd.tracking.propagation import MemoryPropagator
 from barnsightd.tracking.session import Session
 from barnsightd.types import Detections, Track, TrackletEnd, TrackSource
 
@@ -85,6 +85,11 @@ class Film:
     def attended(self) -> int:
         """How often memory attention ran."""
         return int(self.tracker._memory_attention.runs)  # type: ignore[attr-defined]
+
+    @property
+    def encoded(self) -> int:
+        """How often the memory encoder ran."""
+        return int(self.tracker._memory_encoder.runs)  # type: ignore[attr-defined]
 
 
 def ids(reported: tuple[Track, ...]) -> list[int]:
@@ -218,6 +223,15 @@ def test_after_a_gap_memories_are_as_old_as_the_clock_says() -> None:
     assert at(reported, Pig(800, 250)).track == 1
 
 
+def test_pigs_in_plain_sight_are_encoded_only_when_they_are_certain() -> None:
+    film = Film()
+    film.play(16, lambda t: {1: Pig(300 + 9 * t, 300), 2: Pig(900, 500)})
+    assert film.encoded == 1  # both at their birth
+    film.step({1: Pig(300 + 9 * 16, 300, detected=False), 2: Pig(900, 500)})
+    recent = film.tracker.layout.slots - 1
+    assert film.encoded == 2 + recent  # the certain one of the other pig, and what was seen of the missing one
+
+
 def test_a_session_hands_over_its_tracks_with_their_quality_when_it_ends() -> None:
     film = Film()
     film.play(20, lambda t: {1: Pig(300, 300), 2: Pig(900, 500, detected=t % 2 == 0)})
@@ -232,7 +246,7 @@ def test_a_session_hands_over_its_tracks_with_their_quality_when_it_ends() -> No
 def test_what_a_session_remembers_is_reserved_at_its_start_and_never_grows() -> None:
     film = Film()
     reserved = film.session.size_bytes
-    assert reserved == make_bank(film.tracker, SETTINGS).size_bytes > 0
+    assert reserved == MemoryPropagator(film.tracker, SETTINGS).size_bytes > 0
     film.play(300, lambda t: {t // 7 % 9 + 1: Pig(100 + t * 277 % 1100, 100 + t * 131 % 520)})
     assert film.session.size_bytes == reserved
     assert len(film.session.tracks) <= SETTINGS.max_objects
@@ -240,6 +254,7 @@ def test_what_a_session_remembers_is_reserved_at_its_start_and_never_grows() -> 
 
 def test_a_session_that_keeps_fewer_memories_takes_less() -> None:
     tracker = scripted_tracker(GRID)
-    assert make_bank(tracker, replace(SETTINGS, memory_slots=3)).size_bytes < make_bank(tracker, SETTINGS).size_bytes
+    fewer = MemoryPropagator(tracker, replace(SETTINGS, memory_slots=3))
+    assert fewer.size_bytes < MemoryPropagator(tracker, SETTINGS).size_bytes
     with pytest.raises(ValueError, match="memory slots must be 2 to 7, got 8"):
-        make_bank(tracker, replace(SETTINGS, memory_slots=8))
+        MemoryPropagator(tracker, replace(SETTINGS, memory_slots=8))

@@ -29,8 +29,7 @@ from barnsight_export.onnx.export import SESSION_FILE, TOLERANCE, Exported, expo
 from barnsight_export.onnx.patches import check_versions
 from barnsight_export.onnx.random_weights import random_tracker, scatter
 from barnsight_export.presets import Preset
-from barnsightd.tracking.lifecycle import TrackingSettings
-from barnsightd.tracking.propagation import make_bank
+from barnsightd.tracking.memory import MemoryBank
 
 TINY = Preset(
     name="tiny",
@@ -139,9 +138,9 @@ def test_a_session_remembers_with_what_was_loaded(exported: Exported) -> None:
     with load_model_set(exported.folder) as models:
         tracker = models.tracker
         assert tracker is not None
-        assert tracker.layout == (16, roles.MEMORY_SLOTS, roles.POINTERS)
+        assert tracker.layout == (16, 7, 19)
         features = models.encoder.encode(np.full((48, 64, 3), 90, np.uint8))
-        bank = make_bank(tracker, TrackingSettings(max_objects=3))
+        bank = MemoryBank(3, tracker.positions, tracker.layout, batch=2)
         masks = np.full((2, 16, 16), -8, np.float32)
         masks[0, 2:9, 3:8] = masks[1, 8:14, 9:15] = 8
         memories = tracker.memorize(features, masks, np.ones(2, np.float32))

@@ -28,8 +28,17 @@ from barnsight_export.onnx.graph import Graph, check_parity, compare, tensor_spe
 from barnsight_export.onnx.patches import check_versions
 from barnsight_export.onnx.random_weights import random_tracker, scatter
 
-SMALL = TrackerConfig(grid=4, width=32, memory_width=16, attention_layers=2, feed_forward=48, decoder_heads=2)
-SLOTS, POINTERS = 3, 2
+SMALL = TrackerConfig(
+    grid=4,
+    width=32,
+    memory_width=16,
+    attention_layers=2,
+    feed_forward=48,
+    decoder_heads=2,
+    memories=3,
+    pointer_frames=3,
+)
+_, SLOTS, POINTERS = SMALL.layout
 TOKENS = SLOTS * 16 + POINTERS * 2
 ATTENTION_INPUTS = ("t1", "mem", "mempos", "ptr", "ptrpos", "bias")
 
@@ -70,7 +79,7 @@ def doubling() -> Graph:
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, Graph]:
     tracker = random_tracker(SMALL)
-    small = (*roles.tracker_graphs(tracker, SLOTS, POINTERS), roles.embedder(scatter(Crops())))
+    small = (*roles.tracker_graphs(tracker), roles.embedder(scatter(Crops())))
     return {graph.role: graph for graph in small}
 
 

@@ -46,6 +46,7 @@ RECIPE = TrackerRecipe(
     learning_rate=2e-3,
     warmup_steps=5,
     constant_share=0.9,
+    sizes=(),
     frames=((0.0, 3), (0.5, 4)),
     animals=2,
     validation_sequences=4,
@@ -81,8 +82,8 @@ def write_sequences(folder: Path) -> None:
     np.savez(folder / "truth-00000.npz", species=np.zeros(8, np.int64), visible_fraction=visible)
 
 
-def opened(folder: Path, *, augmented: bool = True) -> Sequences:
-    return Sequences(folder, size_px=SIZE_PX, animals=2, seed=0, augmented=augmented)
+def opened(folder: Path, size_px: int = SIZE_PX, *, augmented: bool = True) -> Sequences:
+    return Sequences(folder, size_px=size_px, animals=2, seed=0, augmented=augmented)
 
 
 def trainer_in(out: Path) -> TrackerTrainer:
@@ -140,7 +141,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(sequences: Path, tmp
 
 def test_a_run_leaves_a_log_and_a_tracker_that_loads(sequences: Path, tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path)
-    train_tracker(trainer, Budget("images", 6), lambda split: opened(sequences / split), workers=0, show_progress=False)
+
+    def open_sequences(split: str, size_px: int) -> Sequences:
+        return opened(sequences / split, size_px)
+
+    train_tracker(trainer, Budget("images", 6), open_sequences, workers=0, show_progress=False)
     assert (
         (tmp_path / LOG).read_text().startswith("minutes,images,mean_iou,last_iou,presence_accuracy,lr,loss,presence,")
     )
@@ -148,11 +153,22 @@ def test_a_run_leaves_a_log_and_a_tracker_that_loads(sequences: Path, tmp_path: 
     torch.testing.assert_close(loaded.neck.project.weight, trainer.average.neck.project.weight)
 
 
+def test_small_pictures_train_the_same_parameters(sequences: Path, tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path)
+    small = trainer.follower(trainer.model, SIZE_PX // 2).tracker
+    assert small.config.grid == 2
+    assert all(a is b for a, b in zip(small.parameters(), trainer.model.tracker.parameters(), strict=True))
+    trainer.step([opened(sequences / "train", SIZE_PX // 2)[(position, 3)] for position in range(2)], 0.0)
+    attention = trainer.follower(trainer.model, SIZE_PX).attention.layers[0].cross_attn_image.k_proj.weight
+    assert attention is small.memory_attention.layers[0].cross_attn_image.k_proj.weight
+    assert attention.grad is not None
+
+
 @torch.no_grad()
 def test_training_sees_what_a_session_sees(sequences: Path, tmp_path: Path) -> None:
     """The same frames through the training's own loop and through engines and bank: the same masks."""
     trainer = trainer_in(tmp_path)
-    model, follower = trainer.average, trainer.average_follower
+    model, follower = trainer.average, trainer.follower(trainer.average, SIZE_PX)
     nn.init.constant_(model.tracker.mask_decoder.pred_obj_score_head.proj_out.bias, 3.0)
     images, masks, _ = opened(sequences / "val", augmented=False)[(0, FRAMES)]
     maps = trainer.maps(model, images)

@@ -5,16 +5,21 @@ a little further back. Everything older is never read again, so a ring of slots 
 nothing. The frame with number n writes slot n modulo the ring's length; a slot whose frame is not as old as its place
 says holds what is over, and is masked. Numbers are of nominal frames, so a dropped frame leaves a gap, not a shift.
 
+Most memories are never recalled, since detections explain most animals, and to encode one is dear. So a recent frame is
+kept as an impression first, which takes no engine, and becomes a memory when its animal is looked for (`Impressions`).
+
 Letters in shapes: A animals, B of them asked for, M memory slots (conditioning ones first), N cells, D memory width,
 K pointers (conditioning ones first), P their tokens, C width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from barnsight_engines.propagator import MASKED, Floats, Memories, MemoryLayout, TemporalPositions
 
@@ -38,7 +43,7 @@ class MemoryBank:
 
         Of the layout's memories as many as there are temporal positions but one are of recent frames, of its pointers
         one less than `pointer_frames`; the others are of conditioning frames. `slots` keeps fewer recent frames.
-        Raises ValueError where nothing is left for either.
+        `recent` counts the slots of recent frames. Raises ValueError where nothing is left for either.
         """
         self.batch = batch
         self._positions, self._layout = positions, layout
@@ -53,7 +58,7 @@ class MemoryBank:
             )
         if not self._conditioning < kept <= layout.slots:
             raise ValueError(f"memory slots must be {self._conditioning + 1} to {layout.slots}, got {kept}")
-        self._recent = kept - self._conditioning
+        self.recent = kept - self._conditioning
         self._tokens = pointer_width // width  # a pointer is as wide as the network, a memory narrower
         self._mem = np.zeros((animals, kept, layout.cells, width), dtype)
         self._mem_frames = np.full((animals, kept), NEVER, np.int64)
@@ -87,11 +92,15 @@ class MemoryBank:
 
     def remember(self, animals: Sequence[int], frame: int, memories: Floats, pointers: Floats | None = None) -> None:
         """Remember frame `frame` of these animals: memories (B, N, D), and pointers (B, C) where there are any."""
-        for row, animal in enumerate(animals):
-            self._write(animal, self._conditioning + frame % self._recent, frame, memories[row])
-            if pointers is not None:
-                slot = self._conditioning_pointers + frame % self._recent_pointers
-                self._point(animal, slot, frame, pointers[row])
+        for animal, memory in zip(animals, memories, strict=True):
+            self._write(animal, self._conditioning + frame % self.recent, frame, memory)
+        if pointers is not None:
+            self.point(animals, frame, pointers)
+
+    def point(self, animals: Sequence[int], frame: int, pointers: Sequence[Floats] | Floats) -> None:
+        """Remember the pointers (B, C) of these animals on frame `frame`."""
+        for animal, pointer in zip(animals, pointers, strict=True):
+            self._point(animal, self._conditioning_pointers + frame % self._recent_pointers, frame, pointer)
 
     def forget(self, animal: int) -> None:
         """Empty a slot for another animal."""
@@ -104,8 +113,8 @@ class MemoryBank:
         The next recall overwrites it.
         """
         chosen, batch = np.asarray(animals), len(animals)
-        rings = np.arange(self._recent)
-        ages = (frame - 1 - rings) % self._recent + 1  # (R,) of the ring's slots, were they written
+        rings = np.arange(self.recent)
+        ages = (frame - 1 - rings) % self.recent + 1  # (R,) of the ring's slots, were they written
         memory_ages = frame - self._mem_frames[chosen]  # (B, kept)
         pointer_ages = frame - self._ptr_frames[chosen]  # (B, K)
         empty = memory_ages > frame - NEVER - 1
@@ -137,3 +146,64 @@ class MemoryBank:
 
     def _point(self, animal: int, slot: int, frame: int, pointer: Floats) -> None:
         self._ptr[animal, slot], self._ptr_frames[animal, slot] = pointer, frame
+
+
+class Impression(NamedTuple):
+    """What was seen of B animals on one frame: its map, their masks as logits, and whether they were there."""
+
+    frame: int
+    t1: Floats  # (1, C, G, G)
+    animals: NDArray[np.int64]  # (B,)
+    mask_logits: Floats  # (B, 4G, 4G)
+    presence: Floats  # (B,)
+
+
+class Impressions:
+    """The last `frames` frames as they were seen, of up to `animals` animals; fixed size, oldest overwritten."""
+
+    def __init__(self, animals: int, frames: int, *, width: int, cells: int, dtype: DTypeLike = np.float16) -> None:
+        """Lay everything out for maps of `cells` cells and `width` channels."""
+        grid = math.isqrt(cells)
+        self._t1 = np.zeros((frames, 1, width, grid, grid), dtype)
+        self._frames = np.full(frames, NEVER, np.int64)
+        self._mask_logits = np.zeros((animals, frames, 4 * grid, 4 * grid), dtype)
+        self._presence = np.zeros((animals, frames), np.float32)
+        self._fresh = np.zeros((animals, frames), np.bool_)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much there is to reserve; it never changes."""
+        kept = (self._t1, self._frames, self._mask_logits, self._presence, self._fresh)
+        return sum(array.nbytes for array in kept)
+
+    def reserve(self) -> None:
+        """Take all of it from the system now, by writing to it."""
+        for array in (self._t1, self._mask_logits):
+            array.fill(0)
+
+    def keep(self, frame: int, t1: Floats, animals: Sequence[int], mask_logits: Floats, presence: Floats) -> None:
+        """Keep what frame `frame` shows of these animals: map (1, C, G, G), masks (B, 4G, 4G), presence (B,)."""
+        slot = frame % len(self._frames)
+        if self._frames[slot] != frame:
+            self._frames[slot], self._t1[slot] = frame, t1
+            self._fresh[:, slot] = False
+        self._mask_logits[animals, slot], self._presence[animals, slot] = mask_logits, presence
+        self._fresh[animals, slot] = True
+
+    def take(self, animals: Sequence[int]) -> Iterator[Impression]:
+        """What was kept of these animals and not yet taken, frame by frame, the oldest first."""
+        for slot in np.argsort(self._frames):
+            fresh = np.array([animal for animal in animals if self._fresh[animal, slot]], np.int64)
+            if len(fresh):
+                self._fresh[fresh, slot] = False
+                yield Impression(
+                    frame=int(self._frames[slot]),
+                    t1=self._t1[slot].astype(np.float32),
+                    animals=fresh,
+                    mask_logits=self._mask_logits[fresh, slot].astype(np.float32),
+                    presence=self._presence[fresh, slot],
+                )
+
+    def forget(self, animal: int) -> None:
+        """Drop what was kept of an animal."""
+        self._fresh[animal] = False

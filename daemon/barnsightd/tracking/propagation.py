@@ -15,7 +15,7 @@ from barnsight_engines.encoder import Features
 from barnsight_engines.masks import box_px, without_specks
 from barnsight_engines.propagator import MemoryTracker, certain
 from barnsightd.tracking.lifecycle import Target, TrackingSettings
-from barnsightd.tracking.memory import MemoryBank
+from barnsightd.tracking.memory import Impressions, MemoryBank
 from barnsightd.types import TrackSource
 
 OUTSIDE_LOGIT = -10.0
@@ -44,35 +44,38 @@ def shifted(logits: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.
     return moved
 
 
-def make_bank(tracker: MemoryTracker, settings: TrackingSettings) -> MemoryBank:
-    """A session's memory for a tracker; raises ValueError where it cannot do with `settings.memory_slots`."""
-    return MemoryBank(
-        settings.max_objects,
-        tracker.positions,
-        tracker.layout,
-        slots=settings.memory_slots,
-        batch=min(tracker.largest_batch, settings.max_objects),
-    )
-
-
 class MemoryPropagator:
     """Finds the animals of one session by what is remembered of them, and remembers what was seen.
 
-    Everything is reserved when it is made; `size_bytes` never changes.
+    Everything is laid out when it is made, and taken from the system by `reserve`; `size_bytes` never changes.
     """
 
     def __init__(self, tracker: MemoryTracker, settings: TrackingSettings) -> None:
-        """Reserve everything; raises ValueError where the tracker cannot do with `settings.memory_slots`."""
+        """Lay everything out; raises ValueError where the tracker cannot do with `settings.memory_slots`."""
+        animals, layout, positions = settings.max_objects, tracker.layout, tracker.positions
         self._tracker = tracker
-        self._bank = make_bank(tracker, settings)
-        self._bank.reserve()
+        self._bank = MemoryBank(
+            animals,
+            positions,
+            layout,
+            slots=settings.memory_slots,
+            batch=min(tracker.largest_batch, animals),
+        )
+        self._impressions = Impressions(
+            animals, self._bank.recent, width=positions.pointer_weight.shape[1], cells=layout.cells
+        )
         self._frame = -1
         self._pointers: dict[int, NDArray[np.float32]] = {}  # of this frame, by slot
 
     @property
     def size_bytes(self) -> int:
-        """What is reserved for memories."""
-        return self._bank.size_bytes
+        """What there is to reserve."""
+        return self._bank.size_bytes + self._impressions.size_bytes
+
+    def reserve(self) -> None:
+        """Take all of it from the system now: later nothing can be missing."""
+        self._bank.reserve()
+        self._impressions.reserve()
 
     def begin_frame(self, number: int) -> None:
         """Turn to the frame that nominally has this number; two frames never share one, so that ages count up."""
@@ -84,6 +87,7 @@ class MemoryPropagator:
 
         Raises EngineError.
         """
+        self._encode([target.slot for target in targets])
         for first in range(0, len(targets), self._bank.batch):
             group = targets[first : first + self._bank.batch]
             seen = self._tracker.segment(features, self._bank.recall([t.slot for t in group], self._frame))
@@ -98,38 +102,44 @@ class MemoryPropagator:
                     target.lose_sight()
 
     def remember(self, targets: Sequence[Target], features: Features) -> None:
-        """Remember this frame of the targets that were detected or sought on it. Raises EngineError."""
+        """Remember this frame of the targets that were detected or sought on it. Raises EngineError.
+
+        A target that a detection explained was not sought, and leaves no pointer unless the frame is certain.
+        """
         evident = [target for target in targets if target.sought or target.source is TrackSource.DETECTED]
-        if not evident:
-            return
-        masks = np.stack([self._as_remembered(target) for target in evident])
-        presence = np.array([1.0 if _is_there(target) else -1.0 for target in evident], np.float32)
-        memories = self._tracker.memorize(features, masks, presence)
-        slots = np.array([target.slot for target in evident])
-        is_certain = np.array([target.certain for target in evident])
-        pointed = np.array([target.slot in self._pointers for target in evident]) & ~is_certain
-        bare = ~is_certain & ~pointed
-        if is_certain.any():
-            pointers = self._tracker.point_at(features, masks[is_certain])
-            self._bank.condition(slots[is_certain].tolist(), self._frame, memories[is_certain], pointers)
-        if pointed.any():
-            known = slots[pointed].tolist()
-            pointers = np.stack([self._pointers[slot] for slot in known])
-            self._bank.remember(known, self._frame, memories[pointed], pointers)
-        if bare.any():  # a detection explained it, so memory did not look and has no pointer
-            self._bank.remember(slots[bare].tolist(), self._frame, memories[bare])
+        self._condition([target for target in evident if target.certain], features)
+        others = [target for target in evident if not target.certain]
+        if others:
+            self._impressions.keep(self._frame, features["t1"], *_as_remembered(others))
+        pointed = [target.slot for target in others if target.slot in self._pointers]
+        self._bank.point(pointed, self._frame, [self._pointers[slot] for slot in pointed])
 
     def forget(self, target: Target) -> None:
         """Empty the target's slot for another animal."""
         self._bank.forget(target.slot)
+        self._impressions.forget(target.slot)
 
-    @staticmethod
-    def _as_remembered(target: Target) -> NDArray[np.float32]:
-        """The mask (h, w) that goes into memory: none of an animal that another one hides."""
-        if not target.visible or not _is_there(target):
-            return np.full_like(target.mask_logits, OUTSIDE_LOGIT)
-        return certain(target.mask_logits) if target.certain else target.mask_logits
+    def _encode(self, slots: Sequence[int]) -> None:
+        """Make memories of what was seen of these animals."""
+        for seen in self._impressions.take(slots):
+            memories = self._tracker.memorize({"t1": seen.t1}, seen.mask_logits, seen.presence)
+            self._bank.remember(seen.animals.tolist(), seen.frame, memories)
+
+    def _condition(self, targets: Sequence[Target], features: Features) -> None:
+        if targets:
+            slots, mask_logits, presence = _as_remembered(targets)
+            masks = certain(mask_logits)
+            memories = self._tracker.memorize(features, masks, presence)
+            self._bank.condition(slots, self._frame, memories, self._tracker.point_at(features, masks))
 
 
-def _is_there(target: Target) -> bool:
-    return target.recalled or target.source is TrackSource.DETECTED
+def _as_remembered(targets: Sequence[Target]) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32]]:
+    """What goes into memory: slots, masks (B, h, w), empty of an animal that another one hides, and presence (B,).
+
+    A certain frame is one on which the animal was detected, so what is left of its mask counts in any case.
+    """
+    there = np.array([target.recalled or target.source is TrackSource.DETECTED for target in targets])
+    shown = there & np.array([target.visible or target.certain for target in targets])
+    masks = np.stack([target.mask_logits for target in targets])
+    masks = np.where(shown[:, None, None], masks, np.float32(OUTSIDE_LOGIT))
+    return [target.slot for target in targets], masks, np.where(there, 1, -1).astype(np.float32)

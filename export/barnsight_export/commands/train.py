@@ -126,9 +126,9 @@ def _train_tracker(args: argparse.Namespace) -> int:
     elif (args.out / CHECKPOINT).exists():
         raise ExportUsageError(_TAKEN.format(args.out))
 
-    def open_sequences(split: str) -> Sequences:
+    def open_sequences(split: str, size_px: int) -> Sequences:
         return Sequences(
-            args.data / split, size_px=preset.image_size, animals=recipe.animals, seed=recipe.seed,
+            args.data / split, size_px=size_px, animals=recipe.animals, seed=recipe.seed,
             augmented=split == "train",
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ Letters in shapes: B animals, C width, D memory width, G grid, N = G² cells, M 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -41,9 +41,11 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     get_1d_sine_pe,
 )
 
+from barnsight_engines.propagator import MemoryLayout
 from barnsight_export.networks.student import EncoderMaps
 
 _MASK_CANDIDATES = 3
+_CERTAIN_POINTERS = 4
 _PLACE_SHARE = 0.1  # how much of the sine position the memory attention adds to a frame
 _MASK_SCALE, _MASK_SHIFT = 20.0, -10.0  # of a mask's probabilities before they are encoded
 
@@ -53,8 +55,8 @@ class TrackerConfig:
     """Widths and depths of a tracker; the defaults are SAM 3's own, for 1008 pixels.
 
     `grid` is the side of the coarse map and `patch` its stride in pixels, which sets how large a prompt's mask is drawn
-    before it is looked at. `memories` counts the temporal positions, `pointer_frames` the frames that a pointer's
-    age is measured in. Raises ValueError for a width that cannot be split.
+    before it is looked at. `memories` counts the temporal positions, one of them for conditioning frames, and
+    `pointer_frames` the frames that a pointer's age is measured in. Raises ValueError for a width that cannot be split.
     """
 
     grid: int = 72
@@ -78,6 +80,14 @@ class TrackerConfig:
     def mask_size(self) -> int:
         """Side of a mask in pixels: masks lie at a quarter of the stride."""
         return 4 * self.grid
+
+    @property
+    def layout(self) -> MemoryLayout:
+        """What is remembered of an animal: as many memories as there are temporal positions, and pointers as far back.
+
+        Of those a few more are of conditioning frames, of whatever age.
+        """
+        return MemoryLayout(self.grid**2, self.memories, self.pointer_frames - 1 + _CERTAIN_POINTERS)
 
     @property
     def tokens_per_pointer(self) -> int:
@@ -170,6 +180,12 @@ class Tracker(nn.Module):
         sines = get_1d_sine_pe(ages / (self.config.pointer_frames - 1), dim=self.config.width)
         positions: Tensor = self.temporal_positional_encoding_projection_layer(sines)
         return positions.repeat_interleave(self.config.tokens_per_pointer, dim=0)
+
+    def at_grid(self, grid: int) -> Tracker:
+        """The same parameters, for maps of `grid` cells a side."""
+        other = Tracker(replace(self.config, grid=grid))
+        other.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return other.to(self.no_memory_embedding.device)
 
     def pointer_tokens(self, pointers: Tensor) -> Tensor:
         """Object pointers (B, K, C) as tokens (B, K · tokens_per_pointer, D)."""

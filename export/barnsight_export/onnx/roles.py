@@ -36,9 +36,6 @@ DETECTOR_MAPS = ("d4", "d2", "d1")
 TRACKER_MAPS = ("t4", "t2", "t1")
 CROP_SIZE = 224
 
-MEMORY_SLOTS = 7
-POINTERS = 19  # 15 frames back, and four conditioning frames
-
 _MANY_CELLS = 2000  # from here on the scores of one animal's memory attention fill more than a GB
 
 
@@ -62,10 +59,11 @@ def detector(network: Detector, grid: int, text_tokens: int = PROMPT_TOKENS) -> 
     return Graph("detector", network, draw, Detection._fields)
 
 
-def memory_attention(tracker: Tracker, slots: int = MEMORY_SLOTS, pointers: int = POINTERS) -> Graph:
-    """The frame conditioned on `slots` memories and the tokens of `pointers` object pointers of each animal."""
+def memory_attention(tracker: Tracker) -> Graph:
+    """The frame conditioned on the memories and the tokens of the object pointers of each animal."""
     config = tracker.config
-    cells, narrow, tokens = config.grid**2, config.memory_width, pointers * config.tokens_per_pointer
+    cells, slots, pointers = config.layout
+    narrow, tokens = config.memory_width, pointers * config.tokens_per_pointer
 
     def draw(seed: int, batch: int) -> Mapping[str, Tensor]:
         noise = _generator(seed)
@@ -137,14 +135,9 @@ def embedder(network: nn.Module) -> Graph:
     return Graph("embedder", network, draw, ("cls", "patch_mean"), ("crops",))
 
 
-def tracker_graphs(tracker: Tracker, slots: int = MEMORY_SLOTS, pointers: int = POINTERS) -> tuple[Graph, ...]:
+def tracker_graphs(tracker: Tracker) -> tuple[Graph, ...]:
     """The four engines of the memory tracker, in the order in which they run."""
-    return (
-        memory_attention(tracker, slots, pointers),
-        mask_decoder(tracker),
-        memory_encoder(tracker),
-        prompt_decoder(tracker),
-    )
+    return memory_attention(tracker), mask_decoder(tracker), memory_encoder(tracker), prompt_decoder(tracker)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -27,14 +27,9 @@ from barnsight_export.train.validation import validate
 class DetectorRecipe(Recipe):
     """How a detector is trained."""
 
-    # From which share on how many pixels; none: the preset's own size throughout.
     sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     validation_pictures: int = 120
-
-    def size_px(self, progress: float, usual_px: int) -> int:
-        """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
-        return next((size for share, size in reversed(self.sizes) if progress >= share), usual_px)
 
 
 RECIPES = {

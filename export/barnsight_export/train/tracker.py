@@ -46,12 +46,14 @@ _DETECTED_LOGIT = 8.0
 class TrackerRecipe(Recipe):
     """How a tracker is trained; `batch` counts sequences.
 
-    `frames` says from which share of the budget on how many of a sequence's frames are followed. On `detected_share`
+    `frames` says from which share of the budget on how many of a sequence's frames are followed. Small pictures come
+    first: memory attention takes time with the fourth power of a picture's side. On `detected_share`
     of the frames an animal's memory is of its true mask; `pointer_share` of the pointers are remembered.
     """
 
-    frames: tuple[tuple[float, int], ...] = ((0.0, 2), (0.2, 3), (0.45, 5), (0.75, 8))
-    animals: int = 8
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.6, 320))
+    frames: tuple[tuple[float, int], ...] = ((0.0, 2), (0.15, 3), (0.3, 5), (0.6, 4), (0.9, 8))
+    animals: int = 6
     detected_share: float = 0.3
     pointer_share: float = 0.6
     validation_sequences: int = 40
@@ -61,7 +63,7 @@ class TrackerRecipe(Recipe):
         return next(frames for share, frames in reversed(self.frames) if progress >= share)
 
 
-RECIPES = {"nano": TrackerRecipe(batch=2, learning_rate=1e-3, warmup_steps=200, constant_share=0.5)}
+RECIPES = {"nano": TrackerRecipe(batch=4, learning_rate=1e-3, warmup_steps=100, constant_share=0.4, ema=0.995)}
 
 Batch = list[Sequence]
 
@@ -100,10 +102,10 @@ class Followed(NamedTuple):
 class Follower:
     """The tracker's networks in the order of a session, for one sequence at a time."""
 
-    def __init__(self, model: NeckedTracker) -> None:
-        self.tracker = model.tracker
-        self.attention, self.decoder = MemoryAttention(model.tracker), MaskDecoder(model.tracker)
-        self.encoder, self.prompt = MemoryEncoder(model.tracker), PromptDecoder(model.tracker)
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.attention, self.decoder = MemoryAttention(tracker), MaskDecoder(tracker)
+        self.encoder, self.prompt = MemoryEncoder(tracker), PromptDecoder(tracker)
 
     def begin(self, t1: Tensor, masks: Tensor) -> Memory:
         """Remember N animals for certain, by their masks (N, h, w) in 0..1."""
@@ -150,7 +152,15 @@ class TrackerTrainer(Trainer[Batch]):
         self.preset = preset
         self.student = student.to(device).eval().requires_grad_(False)
         super().__init__(f"{preset.name}-tracker", NeckedTracker(preset), nn.Module(), recipe, out, device)
-        self.follower, self.average_follower = Follower(self.model), Follower(self.average)
+        self._followers: dict[tuple[bool, int], Follower] = {}
+
+    def follower(self, model: NeckedTracker, size_px: int) -> Follower:
+        """The network or its average in the order of a session, for square pictures of `size_px`."""
+        tracker = model.tracker
+        key, grid = (model is self.average, size_px), size_px // tracker.config.patch
+        if key not in self._followers:
+            self._followers[key] = Follower(tracker if grid == tracker.config.grid else tracker.at_grid(grid))
+        return self._followers[key]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """See `Trainer.loss`."""
@@ -165,13 +175,15 @@ class TrackerTrainer(Trainer[Batch]):
         images, masks, present = (value.to(self.device, non_blocking=True) for value in sequence)
         truth = masks.float() / 255  # (T, N, h, w)
         maps = self.maps(self.model, images)
-        memories = [self.follower.begin(maps[0][2], truth[0])]
+        follower = self.follower(self.model, images.shape[1])
+        memories = [follower.begin(maps[0][2], truth[0])]
         sums: dict[str, Tensor] = {}
         for frame in range(1, len(images)):
-            found, pointers = self.follower.look(frame, maps[frame], memories)
+            found, pointers = follower.look(frame, maps[frame], memories)
             for name, value in following_losses(found, truth[frame], present[frame]).items():
                 sums[name] = sums.get(name, 0.0) + value / (len(images) - 1)
-            memories.append(self._memory(frame, maps[frame][2], found, pointers, truth[frame], present[frame]))
+            logits, obj, kept = self._as_remembered(found, pointers, truth[frame], present[frame])
+            memories.append(follower.remember(frame, maps[frame][2], logits, obj, kept))
         return sums
 
     def maps(self, model: NeckedTracker, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -181,10 +193,13 @@ class TrackerTrainer(Trainer[Batch]):
         t4, t2, t1 = model.neck(*found[:3])
         return [(t4[k : k + 1], t2[k : k + 1], t1[k : k + 1]) for k in range(len(images))]
 
-    def _memory(
-        self, frame: int, t1: Tensor, found: Followed, pointers: Tensor, truth: Tensor, present: Tensor
-    ) -> Memory:
-        """What a session would remember of the frame: the tracker's answer, or here and there a detection."""
+    def _as_remembered(
+        self, found: Followed, pointers: Tensor, truth: Tensor, present: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a session would remember of the frame: the tracker's answer, or here and there a detection.
+
+        Masks as logits (N, h, w), presence as logits (N,), and pointers (N, C) or none.
+        """
         animals = torch.arange(len(truth), device=truth.device)
         own = found.masks[animals, found.best].detach()
         detected = (torch.rand(len(truth), 1, 1).to(truth.device) < self.recipe.detected_share) & present[:, None, None]
@@ -192,7 +207,7 @@ class TrackerTrainer(Trainer[Batch]):
         obj = torch.where(detected[:, 0, 0], 1.0, found.obj.detach())
         logits = torch.where(obj[:, None, None] > 0, logits, -1024.0)
         keeps = torch.rand(()).item() < self.recipe.pointer_share
-        return self.follower.remember(frame, t1, logits, obj, pointers if keeps else None)
+        return logits, obj, pointers if keeps else None
 
 
 def following_losses(found: Followed, truth: Tensor, present: Tensor) -> dict[str, Tensor]:
@@ -227,12 +242,12 @@ def validate_tracker(trainer: TrackerTrainer, sequences: Sequences, frames: int)
     `mean_iou` is over frames on which the animal is there, `last_iou` over the last frame, `presence_accuracy` the
     share of frames on which the tracker knows whether it is.
     """
-    follower = trainer.average_follower
     overlaps, last, right = [], [], []
     for position in range(min(trainer.recipe.validation_sequences, len(sequences))):
         images, masks, present = (value.to(trainer.device) for value in sequences[(position, frames)])
         truth = masks > 127
         maps = trainer.maps(trainer.average, images)
+        follower = trainer.follower(trainer.average, images.shape[1])
         memories = [follower.begin(maps[0][2], truth[0].float())]
         for frame in range(1, len(images)):
             found, pointers = follower.look(frame, maps[frame], memories)
@@ -261,28 +276,34 @@ class _Positions(Sampler[list[tuple[int, int]]]):
 def train_tracker(
     trainer: TrackerTrainer,
     budget: Budget,
-    open_sequences: Callable[[str], Sequences],
+    open_sequences: Callable[[str, int], Sequences],
     *,
     workers: int = 1,
     show_progress: bool = True,
 ) -> None:
-    """Run `trainer` until its budget is spent; `open_sequences("train")` and `("val")` open the splits."""
-    recipe, counters = trainer.recipe, trainer.counters
+    """Run `trainer` until its budget is spent.
+
+    `open_sequences("train", size_px)` and `("val", size_px)` open the splits.
+    """
+    recipe, counters, usual_px = trainer.recipe, trainer.counters, trainer.preset.image_size
     share = recipe.batch // trainer.processes
-    validation = open_sequences("val")
+    validation = open_sequences("val", usual_px)
+
+    def stage(progress: float) -> tuple[int, int]:
+        return recipe.length(progress), recipe.size_px(progress, usual_px)
 
     def batches() -> Iterable[Any]:
-        frames = recipe.length(budget.progress(counters.images, counters.elapsed_s))
+        frames, size_px = stage(budget.progress(counters.images, counters.elapsed_s))
         positions = _Positions(counters.images + trainer.rank * share, share, recipe.batch, frames)
         return DataLoader(
-            open_sequences("train"), batch_sampler=positions, collate_fn=list, num_workers=workers,
+            open_sequences("train", size_px), batch_sampler=positions, collate_fn=list, num_workers=workers,
             worker_init_fn=quiet_worker,
         )  # fmt: skip
 
     def score() -> Mapping[str, float]:
         return validate_tracker(trainer, validation, frames=recipe.frames[-1][1])
 
-    train(trainer, budget, batches, score, stage=recipe.length, show_progress=show_progress)
+    train(trainer, budget, batches, score, stage=stage, show_progress=show_progress)
 
 
 def load_tracker(path: Path, preset: Preset) -> NeckedTracker:

@@ -54,6 +54,8 @@ class Recipe:
     ema: float = 0.998
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = 0
+    # From which share on how many pixels; none: the preset's own size throughout.
+    sizes: tuple[tuple[float, int], ...] = ()
     validate_every_s: float = 420.0
     checkpoint_every_s: float = 180.0
 
@@ -62,6 +64,10 @@ class Recipe:
         falling = max(0.0, progress - self.constant_share) / (1 - self.constant_share)
         share = 1 - (1 - self.final_rate_share) * min(1.0, falling)
         return self.learning_rate * share * min(1.0, (step + 1) / self.warmup_steps)
+
+    def size_px(self, progress: float, usual_px: int) -> int:
+        """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
+        return next((size for share, size in reversed(self.sizes) if progress >= share), usual_px)
 
 
 @dataclass(frozen=True, slots=True)
