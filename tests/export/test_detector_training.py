@@ -48,7 +48,7 @@ from barnsight_export.train.samples import (
     find_targets,
 )
 from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget
-from barnsight_export.train.validation import validate
+from barnsight_export.train.validation import best_threshold, validate
 
 TINY = Preset(
     name="tiny",
@@ -401,9 +401,9 @@ def test_resuming_nothing_names_the_checkpoint(tmp_path: Path) -> None:
 
 
 class Oracle(torch.nn.Module):
-    """Answers with the truth of the pictures it is shown in turn, plus one phantom where asked to."""
+    """Answers with the truth of the pictures it is shown in turn, plus one phantom of this score (a logit)."""
 
-    def __init__(self, pictures: Ellipses, *, phantom: bool) -> None:
+    def __init__(self, pictures: Ellipses, *, phantom: float = -9.0) -> None:
         super().__init__()
         self.pictures, self.phantom, self.shown = pictures, phantom, 0
 
@@ -414,17 +414,23 @@ class Oracle(torch.nn.Module):
         masks[2, :8, :8] = 9.0
         small = torch.from_numpy(masks).float()[None]
         present = 4.0 if ids.any() else -9.0
-        scores = torch.tensor([[4.0, 3.0, 2.0 if self.phantom else -9.0]])
+        scores = torch.tensor([[4.0, 3.0, self.phantom]])
         return Detection(torch.zeros(1, 3, 4), scores, torch.tensor([[present]]), small)
 
 
 def test_the_truth_scores_one_and_a_phantom_is_counted() -> None:
     pictures = Ellipses(5)
-    perfect = validate(Oracle(pictures, phantom=False), pictures, 96, limit=5)
-    haunted = validate(Oracle(pictures, phantom=True), pictures, 96, limit=5)
+    perfect = validate(Oracle(pictures), pictures, 96, limit=5)
+    haunted = validate(Oracle(pictures, phantom=2.0), pictures, 96, limit=5)
     assert (perfect.ap50, perfect.ap75, perfect.recall, perfect.false_positives) == (1.0, 1.0, 1.0, 0.0)
     assert haunted.recall == 1.0
     assert haunted.false_positives == 4 / 5  # not in the empty scene: nothing is present there
+
+
+def test_the_threshold_is_the_lowest_that_does_as_well_as_the_best() -> None:
+    pictures = Ellipses(5)
+    assert best_threshold(Oracle(pictures), pictures, 96, limit=5) == 0.1
+    assert best_threshold(Oracle(pictures, phantom=-0.5), pictures, 96, limit=5) == 0.4  # it scores 0.37
 
 
 # Proposals

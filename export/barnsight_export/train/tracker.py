@@ -56,7 +56,7 @@ class TrackerRecipe(Recipe):
     animals: int = 6
     detected_share: float = 0.3
     pointer_share: float = 0.6
-    validation_sequences: int = 40
+    validation_sequences: int = 16
 
     def length(self, progress: float) -> int:
         """Frames of a sequence at `progress` in 0..1."""
