@@ -49,13 +49,21 @@ NANO = Preset(
         feed_forward=384,
         encoder_layers=2,
         decoder_layers=3,
-        queries=48,
+        queries=64,
+        proposals=True,
         upsampling_stages=2,
         dropout=0.0,
         top_k=32,
     ),
     tracker=TrackerConfig(
-        grid=20, patch=16, width=96, memory_width=24, attention_layers=2, feed_forward=384, decoder_heads=4
+        grid=20,
+        patch=16,
+        width=96,
+        memory_width=24,
+        attention_layers=2,
+        feed_forward=384,
+        decoder_heads=4,
+        memories=4,  # the attention's cost grows with them, and a CPU has to bear it
     ),
 )
 

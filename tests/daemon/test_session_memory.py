@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from barnsight_engines.masks import tight_boxes
+from barnsight_engines.masks import box_px, tight_boxes
 from barnsight_engines.propagator import MemoryTracker
 from barnsight_engines.scripted_backend import painted, scripted_tracker
 from barnsightd.tracking.lifecycle import TrackingSettings
@@ -177,16 +177,16 @@ def test_memory_is_asked_only_for_what_no_detection_explains() -> None:
     assert full.attended == 19
 
 
-def test_between_detections_a_pig_at_rest_is_left_alone_and_a_walker_is_sought() -> None:
+def test_between_detections_a_pig_at_rest_is_left_alone_and_a_runner_is_sought() -> None:
     film = Film(replace(SETTINGS, detect_every=5))
     film.play(6, lambda t: {1: Pig(300, 300), 2: Pig(900, 500)})
     assert film.attended == 0
 
     film = Film(replace(SETTINGS, detect_every=5))
-    reported = film.play(30, lambda t: {1: Pig(300, 200), 2: Pig(200 + 25 * t, 500)})
+    reported = film.play(30, lambda t: {1: Pig(300, 200), 2: Pig(60 + 40 * t, 500)})
     assert film.attended > 15
     assert [ids(tracks) for tracks in reported] == [[1, 2]] * 30
-    assert at(reported[28], Pig(200 + 25 * 28, 500)).track == at(reported[0], Pig(200, 500)).track
+    assert at(reported[28], Pig(60 + 40 * 28, 500)).track == at(reported[0], Pig(60, 500)).track
 
 
 def test_thirty_one_pigs_in_thirty_slots() -> None:
@@ -221,6 +221,29 @@ def test_after_a_gap_memories_are_as_old_as_the_clock_says() -> None:
     reported = film.step({1: Pig(800, 250), 2: Pig(350, 550)})  # by now they lie elsewhere
     assert {at(reported, Pig(800, 250)).track, at(reported, Pig(350, 550)).track} == {1, 2}
     assert at(reported, Pig(800, 250)).track == 1
+
+
+def test_a_mask_that_promises_little_is_not_believed() -> None:
+    def walks_unseen(t: int) -> Pen:
+        return {1: Pig(250 + 15 * t, 300, detected=t < 5), 2: Pig(900, 500)}
+
+    believing = Film(SETTINGS).play(12, walks_unseen)  # the scripted tracker always promises an IoU of 1
+    doubting = Film(replace(SETTINGS, recall_iou=1.01)).play(12, walks_unseen)
+    assert (ids(believing[-1]), ids(doubting[-1])) == ([1, 2], [2])
+
+
+def test_a_found_pig_keeps_the_margins_between_the_detectors_box_and_its_mask() -> None:
+    def pen(t: int) -> Pen:
+        return {1: Pig(300 + 15 * t, 300, detected=t < 5), 2: Pig(900, 500)}
+
+    film, margins_px = Film(), np.array([-9, -5, 7, 3], np.float32)
+    for t in range(9):
+        found = detections(pen(t))
+        wider = replace(found, boxes_px=found.boxes_px + margins_px)
+        reported = film.session.step(wider, round(t * 1e9 / FPS), picture(pen(t)))
+    track = at(reported, Pig(300 + 15 * 8, 300))
+    assert track.source is TrackSource.PROPAGATED
+    np.testing.assert_allclose(track.box_px, box_px(track.mask_logits, IMAGE_SIZE) + margins_px, atol=3)
 
 
 def test_pigs_in_plain_sight_are_encoded_only_when_they_are_certain() -> None:

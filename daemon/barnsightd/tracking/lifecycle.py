@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from barnsight_engines.masks import box_px as mask_box_px
 from barnsight_engines.masks import mask_iou
 from barnsightd.tracking.motion import Motion
 from barnsightd.types import Track, Tracklet, TrackletEnd, TrackSource, TrackState
@@ -31,11 +32,11 @@ class TrackingSettings:
     one, `sure_score` to begin a confirmed one. `kept_share` is how much of its area a detected mask must keep when
     each pixel has gone to one animal, `coast_share` the same for a mask that is only expected.
 
-    With memory, an animal is remembered for certain again every `recondition_frames` where a detection of at least
-    `recondition_score` fits what was expected to `recondition_iou`. `lazy` looks only for animals that no detection
-    explains, which takes an IoU of `explained_iou` with where they were expected; between detections those stay where
-    they are that move slower than `rest_sizes_s`, in lengths of their own a second. `memory_slots` keeps fewer frames
-    than the tracker can use.
+    With memory, an animal is found where the mask promises an IoU of `recall_iou`. It is remembered for certain again
+    every `recondition_frames` where a detection of at least `recondition_score` fits what was expected to
+    `recondition_iou`. `lazy` looks only for animals that no detection explains, which takes an IoU of `explained_iou`
+    with where they were expected; between detections motion carries those that move slower than `rest_sizes_s`, in
+    lengths of their own a second. `memory_slots` keeps fewer frames than the tracker can use.
     """
 
     fps: float = 6.0
@@ -47,7 +48,8 @@ class TrackingSettings:
     recondition_frames: float = 16
     recondition_score: float = 0.8
     recondition_iou: float = 0.8
-    rest_sizes_s: float = 0.1
+    recall_iou: float = 0.65
+    rest_sizes_s: float = 0.5
     min_score: float = 0.3
     strong_score: float = 0.5
     new_score: float = 0.7
@@ -85,7 +87,8 @@ class TrackingSettings:
 class Target:
     """One animal that a session follows; what was last seen of it, what is expected now, and its account.
 
-    `seen_*` come from the last time that it was seen, by the detector or by memory; `mask_logits` (h, w) and `box_px`
+    `seen_*` come from the last time that it was seen, by the detector or by memory, `detected_*` from the detector's
+    last look; `mask_logits` (h, w) and `box_px`
     (4,) are this frame's. `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when
     it was last hidden. `visible` says whether this frame's mask is worth reporting. `slot` is its place in memory;
     `sought` says whether memory looked for it on this frame, `recalled` whether it was found; `certain` whether this
@@ -99,6 +102,8 @@ class Target:
     seen_mask_logits: NDArray[np.float32]
     seen_box_px: NDArray[np.float32]
     seen_center_px: NDArray[np.float64]
+    detected_mask_logits: NDArray[np.float32]
+    detected_box_px: NDArray[np.float32]
     mask_logits: NDArray[np.float32]
     box_px: NDArray[np.float32]
     score: float
@@ -138,6 +143,8 @@ class Target:
             seen_mask_logits=mask_logits,
             seen_box_px=box_px,
             seen_center_px=motion.center_px,
+            detected_mask_logits=mask_logits,
+            detected_box_px=box_px,
             mask_logits=mask_logits,
             box_px=box_px,
             score=score,
@@ -173,9 +180,17 @@ class Target:
         self.source = TrackSource.PROPAGATED
         self.sought = self.recalled = self.certain = False
 
-    def recall(self, box_px: NDArray[np.float32], mask_logits: NDArray[np.float32]) -> None:
-        """Memory looked for the animal and found it."""
+    def recall(self, mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> None:
+        """Memory looked for the animal and found it.
+
+        A detector's boxes are finer than the grid of masks. So the mask's box is widened, or narrowed, by as much as
+        the detector's last box differed from its mask's.
+        """
         self.sought = self.recalled = True
+        height_px, width_px = image_size
+        margins_px = self.detected_box_px - mask_box_px(self.detected_mask_logits, image_size)
+        corners_px = (mask_box_px(mask_logits, image_size) + margins_px).reshape(2, 2)
+        box_px = np.clip(corners_px, 0, [width_px, height_px]).ravel().astype(np.float32)
         self._see(box_px, mask_logits)
 
     def lose_sight(self) -> None:
@@ -199,6 +214,7 @@ class Target:
         if self.certain:
             self.conditioned_ns = now_ns
         self._see(box_px, mask_logits)
+        self.detected_box_px, self.detected_mask_logits = box_px, mask_logits
         self.score = score
         self.score_sum += score
         self.last_seen_ns = now_ns

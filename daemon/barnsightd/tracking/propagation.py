@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from barnsight_engines.encoder import Features
-from barnsight_engines.masks import box_px, without_specks
+from barnsight_engines.masks import without_specks
 from barnsight_engines.propagator import MemoryTracker, certain
 from barnsightd.tracking.lifecycle import Target, TrackingSettings
 from barnsightd.tracking.memory import Impressions, MemoryBank
@@ -53,7 +53,7 @@ class MemoryPropagator:
     def __init__(self, tracker: MemoryTracker, settings: TrackingSettings) -> None:
         """Lay everything out; raises ValueError where the tracker cannot do with `settings.memory_slots`."""
         animals, layout, positions = settings.max_objects, tracker.layout, tracker.positions
-        self._tracker = tracker
+        self._tracker, self._settings = tracker, settings
         self._bank = MemoryBank(
             animals,
             positions,
@@ -91,13 +91,14 @@ class MemoryPropagator:
         for first in range(0, len(targets), self._bank.batch):
             group = targets[first : first + self._bank.batch]
             seen = self._tracker.segment(features, self._bank.recall([t.slot for t in group], self._frame))
-            for target, logits, pointer, presence in zip(
-                group, seen.mask_logits, seen.pointers, seen.presence, strict=True
+            believed = (seen.presence > 0) & (seen.iou >= self._settings.recall_iou)
+            for target, logits, pointer, is_believed in zip(
+                group, seen.mask_logits, seen.pointers, believed, strict=True
             ):
                 self._pointers[target.slot] = pointer
                 mask_logits = without_specks(logits, round(SPECK_SHARE * logits.size))
-                if presence > 0 and (mask_logits > 0).any():
-                    target.recall(box_px(mask_logits, image_size), mask_logits)
+                if is_believed and (mask_logits > 0).any():
+                    target.recall(mask_logits, image_size)
                 else:
                     target.lose_sight()
 

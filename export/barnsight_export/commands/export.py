@@ -79,7 +79,10 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
         score = best_threshold(model, pictures, preset.image_size, _PICTURES)
         image = cv2.resize(pictures[0].image, (preset.image_size,) * 2, interpolation=cv2.INTER_AREA)
         chosen = {"score": score, "golden_image": normalize(torch.from_numpy(image)[None]).contiguous().numpy()}
-        print(f"score threshold {score}, where F1 is best on {min(_PICTURES, len(pictures))} validation pictures")
+        print(
+            f"score threshold {score}, the lowest as good as the best F1 on "
+            f"{min(_PICTURES, len(pictures))} validation pictures"
+        )
     # the larger the logits, the larger what FP32 leaves open: at SAM 3's size only its share counts
     tolerance = TOLERANCE if preset.name == "nano" else math.inf
     export_model_set(
