@@ -178,7 +178,7 @@ def test_an_engine_is_judged_by_the_coarsest_precision_before_it_unless_it_stand
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for split in ("train", "val"):
-        write_pictures(folder / split, split, 8, 5, 1)
+        write_pictures(folder / split, split, 32, 5, 1)
     return folder
 
 
@@ -205,13 +205,15 @@ def test_the_shipped_set_in_fp16_is_taken_by_a_daemon(tmp_path: Path) -> None:
 def test_the_shipped_encoder_in_int8_and_a_set_that_would_lose_too_much(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibration = ("--data", pictures, "--format", "simulated", "--calibrate", "6", "--measure", "1")
+    calibration = ("--data", pictures, "--format", "simulated", "--calibrate", "24", "--measure", "2")
     int8 = ("--precision", "int8", "--rest", "fp16", *calibration)
     assert run_quantize(*int8, "--loss", "1", "--out", tmp_path / "int8") == 0
     said = capsys.readouterr().out
     assert "layers in INT8" in said
     manifest = json.loads((tmp_path / "int8" / "manifest.json").read_text())
-    assert {e["role"]: e["precision"] for e in manifest["engines"]} == {"encoder": "int8", "detector": "fp16"}
+    precisions = {engine["role"]: engine["precision"] for engine in manifest["engines"]}
+    assert precisions.pop("encoder") == "int8"
+    assert set(precisions.values()) == {"fp16"}
     with (tmp_path / "int8" / "sensitivity.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 30
