@@ -97,17 +97,17 @@ def test_a_detector_that_looks_at_every_fifth_frame_is_counted_by_its_looks() ->
 def test_an_animal_is_remembered_for_certain_again_where_a_sure_detection_fits() -> None:
     target = born(0.95)
     certain = []
-    for frame in range(1, 40):
+    for frame in range(1, 63):
         target.expect(MASK, (64, 64))
         match(target, frame * FRAME_NS)
         certain.append(target.certain)
-    assert [frame for frame, is_certain in enumerate(certain, 1) if is_certain] == [16, 32]
+    assert [frame for frame, is_certain in enumerate(certain, 1) if is_certain] == [60, 61, 62]
 
     target.expect(shifted(MASK, 0, 2), (64, 64))
-    match(target, 60 * FRAME_NS)  # it was expected elsewhere
+    match(target, 63 * FRAME_NS)  # it was expected elsewhere
     assert not target.certain
     target.expect(MASK, (64, 64))
-    match(target, 60 * FRAME_NS, score=0.7)
+    match(target, 64 * FRAME_NS, score=0.7)
     assert not target.certain
 
 

@@ -45,7 +45,7 @@ class TrackingSettings:
     memory_slots: int | None = None
     lazy: bool = True
     explained_iou: float = 0.5
-    recondition_frames: float = 16
+    recondition_frames: float = 60
     recondition_score: float = 0.8
     recondition_iou: float = 0.8
     recall_iou: float = 0.65
@@ -211,8 +211,6 @@ class Target:
         if since_conditioned_frames >= settings.recondition_frames and score >= settings.recondition_score:
             expected = mask_iou(self.mask_logits[None] > 0, mask_logits[None] > 0)
             self.certain = bool(expected[0, 0] >= settings.recondition_iou)
-        if self.certain:
-            self.conditioned_ns = now_ns
         self._see(box_px, mask_logits)
         self.detected_box_px, self.detected_mask_logits = box_px, mask_logits
         self.score = score

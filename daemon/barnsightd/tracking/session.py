@@ -226,6 +226,18 @@ class Session:
             else:
                 box_px, mask_logits, score = _detection(detections, d)
                 target.match(now_ns, box_px, mask_logits, score, charged_s, self.settings)
+        self._take_turns(now_ns)
+
+    def _take_turns(self, now_ns: int) -> None:
+        """Of the targets that may be remembered for certain again, only the one that waited longest is, on one frame.
+
+        Animals that were born together would else be due together, and hold up a frame.
+        """
+        due = sorted((target for target in self._targets if target.certain), key=lambda t: t.conditioned_ns)
+        for target in due[1:]:
+            target.certain = False
+        for target in due[:1]:
+            target.conditioned_ns = now_ns
 
     def _bear(self, detections: Detections, candidates: list[int], now_ns: int) -> None:
         """New targets for the candidates, as far as there are slots; the weakest wait for the next frame."""
