@@ -88,11 +88,11 @@ class Target:
     """One animal that a session follows; what was last seen of it, what is expected now, and its account.
 
     `seen_*` come from the last time that it was seen, by the detector or by memory, `detected_*` from the detector's
-    last look; `mask_logits` (h, w) and `box_px`
-    (4,) are this frame's. `unseen_frames` counts since the last match, `misses` all of its life, `occluded_ns` is when
-    it was last hidden. `visible` says whether this frame's mask is worth reporting. `slot` is its place in memory;
-    `sought` says whether memory looked for it on this frame, `recalled` whether it was found; `certain` whether this
-    frame is to be remembered for certain, as the last one was that `conditioned_ns` tells.
+    last match; `mask_logits` (h, w) and `box_px` (4,) are this frame's. `unseen_frames` counts since the last match,
+    `misses` all of its life, `occluded_ns` is when it was last hidden. `visible` says whether this frame's mask is
+    worth reporting. `slot` is its place in memory; `sought` says whether memory looked for it on this frame, `recalled`
+    whether it was found; `certain` whether this frame is to be remembered for certain, as the last one was that
+    `conditioned_ns` tells.
     """
 
     track: int

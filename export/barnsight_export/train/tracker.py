@@ -35,7 +35,7 @@ from barnsight_export.networks.tracker import (
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import dice
 from barnsight_export.train.sequences import Sequence, Sequences
-from barnsight_export.train.trainer import CPU, Budget, Recipe, Trainer, quiet_worker, read_checkpoint, train
+from barnsight_export.train.trainer import CPU, Budget, Recipe, Trainer, in_force, quiet_worker, read_checkpoint, train
 
 _MASK, _DICE, _IOU, _PRESENCE = 5.0, 5.0, 1.0, 1.0
 _LAYER_SCALE = 0.1  # of the memory fuser at the start: the stock 1e-6 is for long training
@@ -47,8 +47,8 @@ class TrackerRecipe(Recipe):
     """How a tracker is trained; `batch` counts sequences.
 
     `frames` says from which share of the budget on how many of a sequence's frames are followed. Small pictures come
-    first: memory attention takes time with the fourth power of a picture's side. On `detected_share`
-    of the frames an animal's memory is of its true mask; `pointer_share` of the pointers are remembered.
+    first: memory attention takes time with the fourth power of a picture's side. On
+    `detected_share` of the frames an animal's memory is of its true mask; `pointer_share` of the pointers are kept.
     """
 
     sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.6, 320))
@@ -60,7 +60,7 @@ class TrackerRecipe(Recipe):
 
     def length(self, progress: float) -> int:
         """Frames of a sequence at `progress` in 0..1."""
-        return next(frames for share, frames in reversed(self.frames) if progress >= share)
+        return in_force(self.frames, progress)
 
 
 RECIPES = {"nano": TrackerRecipe(batch=4, learning_rate=1e-3, warmup_steps=100, constant_share=0.4, ema=0.995)}

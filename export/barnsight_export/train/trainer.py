@@ -39,6 +39,11 @@ _EMBEDDINGS = (  # in names of parameters
 Batch = TypeVar("Batch")
 
 
+def in_force(stages: tuple[tuple[float, int], ...], progress: float) -> int:
+    """Of the stages (share of the budget from which on, value), of which the first begins at 0, the last begun."""
+    return next(value for share, value in reversed(stages) if progress >= share)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a network is trained; shares are of the budget."""
@@ -67,7 +72,7 @@ class Recipe:
 
     def size_px(self, progress: float, usual_px: int) -> int:
         """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
-        return next((size for share, size in reversed(self.sizes) if progress >= share), usual_px)
+        return in_force(self.sizes, progress) if self.sizes else usual_px
 
 
 @dataclass(frozen=True, slots=True)

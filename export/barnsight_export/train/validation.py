@@ -79,7 +79,8 @@ def best_threshold(model: nn.Module, pictures: Pictures, size_px: int, limit: in
         return 2 * hits / max(1, animals + hits + extra)
 
     scores = {least: f1(least) for least in (round(0.05 * step, 2) for step in range(2, 17))}
-    return min(least for least, score in scores.items() if score >= max(scores.values()) - _AS_GOOD)
+    best = max(scores.values())
+    return min(least for least, score in scores.items() if score >= best - _AS_GOOD)
 
 
 @torch.no_grad()
