@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -25,7 +26,7 @@ from barnsight_export.onnx.export import session_constants
 from barnsight_export.presets import Preset
 from barnsight_export.train.sequences import Sequences
 from barnsight_export.train.tracker import TrackerRecipe, TrackerTrainer, load_tracker, train_tracker, validate_tracker
-from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget
+from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget, read_checkpoint
 from barnsightd.tracking.memory import MemoryBank
 
 SIZE_PX, FRAMES = 64, 6
@@ -86,9 +87,9 @@ def opened(folder: Path, size_px: int = SIZE_PX, *, augmented: bool = True) -> S
     return Sequences(folder, size_px=size_px, animals=2, seed=0, augmented=augmented)
 
 
-def trainer_in(out: Path) -> TrackerTrainer:
+def trainer_in(out: Path, seed: int = 1) -> TrackerTrainer:
     torch.manual_seed(1)
-    return TrackerTrainer(TINY, RECIPE, CompactStudent(STUDENT), out)
+    return TrackerTrainer(TINY, replace(RECIPE, seed=seed), CompactStudent(STUDENT), out)
 
 
 def test_a_sample_follows_its_animals_and_is_the_same_at_the_same_position(sequences: Path) -> None:
@@ -166,28 +167,33 @@ def test_small_pictures_train_the_same_parameters(sequences: Path, tmp_path: Pat
 
 @torch.no_grad()
 def test_training_sees_what_a_session_sees(sequences: Path, tmp_path: Path) -> None:
-    """The same frames through the training's own loop and through engines and bank: the same masks."""
+    """The same frames through the training's own loop and through engines and bank: the same masks.
+
+    On every other frame only the first animal's pointer is kept.
+    """
     trainer = trainer_in(tmp_path)
     model, follower = trainer.average, trainer.follower(trainer.average, SIZE_PX)
     nn.init.constant_(model.tracker.mask_decoder.pred_obj_score_head.proj_out.bias, 3.0)
     images, masks, _ = opened(sequences / "val", augmented=False)[(0, FRAMES)]
-    maps = trainer.maps(model, images)
+    maps = trainer.maps(model, images[None])
 
     positions = TemporalPositions.from_arrays(session_constants(model.tracker))
     engines = MemoryTracker(*map(TorchEngine, roles.tracker_graphs(model.tracker)), positions=positions)
     bank = MemoryBank(2, positions, engines.layout, batch=2, dtype=np.float32)
-    named = [dict(zip(("t4", "t2", "t1"), (value.numpy() for value in frame), strict=True)) for frame in maps]
+    named = [{name: value.numpy() for name, value in frame._asdict().items()} for frame in maps]
     drawn = certain(masks[0].numpy() / 255 - 0.5)
     bank.condition(
         [0, 1], 0, engines.memorize(named[0], drawn, np.ones(2, np.float32)), engines.point_at(named[0], drawn)
     )
-    memories = [follower.begin(maps[0][2], masks[0].float() / 255)]
+    memories = [follower.begin(maps[0].t1, masks[0].float() / 255)]
     for frame in range(1, FRAMES):
         found, pointers = follower.look(frame, maps[frame], memories)
         own = found.masks[torch.arange(2), found.best]
-        memories.append(follower.remember(frame, maps[frame][2], own, found.obj, pointers))
+        kept = torch.tensor([True, frame % 2 == 0])
+        memories.append(follower.remember(frame, maps[frame].t1, own, found.obj, pointers, kept))
         seen = engines.segment(named[frame], bank.recall([0, 1], frame))
-        bank.remember([0, 1], frame, engines.memorize(named[frame], seen.mask_logits, seen.presence), seen.pointers)
+        bank.remember([0, 1], frame, engines.memorize(named[frame], seen.mask_logits, seen.presence))
+        bank.point(kept.nonzero()[:, 0].tolist(), frame, seen.pointers[kept.numpy()])
         np.testing.assert_allclose(seen.mask_logits, own.numpy(), atol=1e-4)
         np.testing.assert_allclose(seen.presence, found.obj.numpy(), atol=1e-4)
 
@@ -203,3 +209,12 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     command = ["train", "tracker", "--data", str(tmp_path), "--student", str(tmp_path / "none.pt")]
     assert main([*command, "--out", str(tmp_path / "run"), "--images", "2"]) == 66
     assert "none.pt: no checkpoint there" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_the_tracker_of_another(sequences: Path, tmp_path: Path) -> None:
+    first, second = trainer_in(tmp_path / "first", seed=2), trainer_in(tmp_path / "second")
+    first.save()
+    assert not torch.equal(first.average.neck.project.weight, second.average.neck.project.weight)
+    second.start_with(read_checkpoint(tmp_path / "first" / CHECKPOINT)["average"])
+    torch.testing.assert_close(second.model.state_dict(), first.average.state_dict())
+    torch.testing.assert_close(second.average.state_dict(), first.average.state_dict())

@@ -18,14 +18,14 @@ _ADAMW_RMS = 0.2  # how large AdamW's updates are, by Liu et al.
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix whose singular values are all about 1 (0.7 to 1.2): (M, N) -> (M, N), by Newton-Schulz."""
+    """The nearest matrices whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz: (..., M, N)."""
     a, b, c = _QUINTIC
-    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x: Tensor = wide / (wide.norm() + 1e-7)
+    wide: Tensor = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    x: Tensor = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide is matrix else x.T
+    return x if wide is matrix else x.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -44,15 +44,23 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient; a closure is not supported."""
         assert closure is None
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}  # what has one shape is made orthogonal at once
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    alike.setdefault(parameter.flatten(1).shape, []).append(parameter)
+            for parameters in alike.values():
+                self._update(parameters, group)
 
-    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonalize(gradient.lerp(momentum, group["momentum"]).flatten(1))
-        update *= _ADAMW_RMS * math.sqrt(max(update.shape))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(parameter), alpha=-group["lr"])
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = orthogonalize(torch.stack([each.flatten(1) for each in ahead]))
+        updates *= _ADAMW_RMS * math.sqrt(max(updates.shape[1:]))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        steps = [update.view_as(parameter) for update, parameter in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, steps, alpha=-group["lr"])

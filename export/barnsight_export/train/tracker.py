@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
-from barnsight_engines.propagator import CERTAIN
+from barnsight_engines.propagator import CERTAIN, MASKED
 from barnsight_export.errors import ExportUsageError
 from barnsight_export.networks.sam3 import normalize
 from barnsight_export.networks.tracker import (
@@ -63,7 +63,20 @@ class TrackerRecipe(Recipe):
         return in_force(self.frames, progress)
 
 
-RECIPES = {"nano": TrackerRecipe(batch=4, learning_rate=1e-3, warmup_steps=100, constant_share=0.4, ema=0.995)}
+RECIPES = {
+    "nano": TrackerRecipe(batch=4, learning_rate=1e-3, warmup_steps=100, constant_share=0.4, ema=0.995),
+    # For a GPU: many sequences at once, at the size that is shipped.
+    "nano-large-batch": TrackerRecipe(
+        batch=16,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        constant_share=0.4,
+        ema=0.995,
+        sizes=(),
+        frames=((0.0, 4), (0.3, 8)),
+        validate_every_s=100.0,
+    ),
+}
 
 Batch = list[Sequence]
 
@@ -83,11 +96,20 @@ class NeckedTracker(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What is remembered of N animals on one frame; pointers only where `pointed`."""
+    """What is remembered of N animals on one frame."""
 
     frame: int
     mem: Tensor  # (N, cells, D)
-    ptr: Tensor | None  # (N, C)
+    ptr: Tensor  # (N, C)
+    pointed: Tensor  # (N,) bool, whose pointer is kept
+
+
+class Maps(NamedTuple):
+    """What the tracker reads of one frame, of as many sequences or animals as there are."""
+
+    t4: Tensor  # (·, C/8, 4G, 4G)
+    t2: Tensor  # (·, C/4, 2G, 2G)
+    t1: Tensor  # (·, C, G, G)
 
 
 class Followed(NamedTuple):
@@ -100,32 +122,33 @@ class Followed(NamedTuple):
 
 
 class Follower:
-    """The tracker's networks in the order of a session, for one sequence at a time."""
+    """The tracker's networks in the order of a session; maps are those of one frame, or of each animal's own."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.attention, self.decoder = MemoryAttention(tracker), MaskDecoder(tracker)
-        self.encoder, self.prompt = MemoryEncoder(tracker), PromptDecoder(tracker)
+        device = tracker.no_memory_embedding.device
+        self.attention, self.decoder = MemoryAttention(tracker).to(device), MaskDecoder(tracker).to(device)
+        self.encoder, self.prompt = MemoryEncoder(tracker).to(device), PromptDecoder(tracker).to(device)
 
     def begin(self, t1: Tensor, masks: Tensor) -> Memory:
         """Remember N animals for certain, by their masks (N, h, w) in 0..1."""
         logits = torch.where(masks > 0.5, CERTAIN, -CERTAIN)[:, None]
         present = torch.ones(len(masks), 1, device=masks.device)
-        return Memory(0, self.encoder(t1, logits, present), self.prompt(t1, logits))
+        return Memory(0, self.encoder(t1, logits, present), self.prompt(t1, logits), present[:, 0] > 0)
 
-    def look(self, frame: int, maps: tuple[Tensor, Tensor, Tensor], memories: list[Memory]) -> tuple[Followed, Tensor]:
+    def look(self, frame: int, maps: Maps, memories: list[Memory]) -> tuple[Followed, Tensor]:
         """Find the animals on a frame by their memories, the first of which is certain; and their pointers (N, C)."""
         t4, t2, t1 = maps
         reach = self.tracker.config.memories - 1
         recent = [memory for memory in memories[1:] if frame - memory.frame <= reach]
         rows = [0, *(frame - memory.frame for memory in recent)]
-        pointing = [memory for memory in memories if memory.ptr is not None]
-        pointers = torch.stack([memory.ptr for memory in pointing if memory.ptr is not None], dim=1)  # (N, K, C)
-        ages = torch.tensor([frame - memory.frame for memory in pointing], device=t1.device)
+        ages = torch.tensor([frame - memory.frame for memory in memories], device=t1.device)
         mem = torch.cat([memory.mem for memory in (memories[0], *recent)], dim=1)
-        ptr = self.tracker.pointer_tokens(pointers)
+        ptr = self.tracker.pointer_tokens(torch.stack([memory.ptr for memory in memories], dim=1))  # (N, P, D)
         ptrpos = self.tracker.pointer_positions(ages).expand(len(ptr), -1, -1)
-        bias = torch.zeros(len(mem), 1, mem.shape[1] + ptr.shape[1], device=t1.device)
+        unpointed = ~torch.stack([memory.pointed for memory in memories], dim=1)  # (N, K)
+        masked = MASKED * unpointed.repeat_interleave(self.tracker.config.tokens_per_pointer, dim=1)  # (N, P)
+        bias = F.pad(masked, (mem.shape[1], 0))[:, None]
         pix = self.attention(t1, mem, self.tracker.memory_positions()[rows], ptr, ptrpos, bias)
         found = self.decoder.propose(pix, t4, t2)
         best = found.ious.argmax(1)
@@ -133,9 +156,11 @@ class Follower:
         pointer = torch.where(found.obj > 0, chosen, self.tracker.no_object_pointer)
         return Followed(found.masks, found.ious, found.obj[:, 0], best), pointer
 
-    def remember(self, frame: int, t1: Tensor, logits: Tensor, obj: Tensor, pointers: Tensor | None) -> Memory:
-        """The memory of a frame: masks as logits (N, h, w), presence as logits (N,)."""
-        return Memory(frame, self.encoder(t1, logits[:, None], obj[:, None]), pointers)
+    def remember(
+        self, frame: int, t1: Tensor, logits: Tensor, obj: Tensor, pointers: Tensor, pointed: Tensor
+    ) -> Memory:
+        """The memory of a frame: masks (N, h, w) and presence (N,) as logits, pointers (N, C) where `pointed` (N,)."""
+        return Memory(frame, self.encoder(t1, logits[:, None], obj[:, None]), pointers, pointed)
 
 
 class TrackerTrainer(Trainer[Batch]):
@@ -163,42 +188,36 @@ class TrackerTrainer(Trainer[Batch]):
         return self._followers[key]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """See `Trainer.loss`."""
+        """See `Trainer.loss`: means over the animals of all sequences, which are followed side by side."""
+        images = torch.stack([sequence.images for sequence in batch]).to(self.device)  # (S, T, s, s, 3)
+        masks = torch.cat([sequence.masks for sequence in batch], dim=1).to(self.device)
+        present = torch.cat([sequence.present for sequence in batch], dim=1).to(self.device)  # (T, N)
+        truth = masks.float() / 255  # (T, N, h, w)
+        herds = torch.tensor([sequence.masks.shape[1] for sequence in batch])
+        owner = torch.arange(len(batch)).repeat_interleave(herds).to(self.device)  # (N,) whose sequence
         sums: dict[str, Tensor] = {}
-        for sequence in batch:
-            for name, value in self._follow_through(sequence).items():
-                sums[name] = sums.get(name, 0.0) + value / len(batch)
+        frames = [Maps(*(level[owner] for level in maps)) for maps in self.maps(self.model, images)]
+        follower = self.follower(self.model, images.shape[2])
+        memories = [follower.begin(frames[0].t1, truth[0])]
+        for number, maps in enumerate(frames[1:], start=1):
+            found, pointers = follower.look(number, maps, memories)
+            for name, value in following_losses(found, truth[number], present[number]).items():
+                sums[name] = sums.get(name, 0.0) + value / (len(frames) - 1)
+            logits, obj, kept = self._as_remembered(found, truth[number], present[number])
+            memories.append(follower.remember(number, maps.t1, logits, obj, pointers, kept))
         return torch.stack(list(sums.values())).sum(), {name: value.item() for name, value in sums.items()}
 
-    def _follow_through(self, sequence: Sequence) -> dict[str, Tensor]:
-        """The losses of one sequence, means over its frames."""
-        images, masks, present = (value.to(self.device, non_blocking=True) for value in sequence)
-        truth = masks.float() / 255  # (T, N, h, w)
-        maps = self.maps(self.model, images)
-        follower = self.follower(self.model, images.shape[1])
-        memories = [follower.begin(maps[0][2], truth[0])]
-        sums: dict[str, Tensor] = {}
-        for frame in range(1, len(images)):
-            found, pointers = follower.look(frame, maps[frame], memories)
-            for name, value in following_losses(found, truth[frame], present[frame]).items():
-                sums[name] = sums.get(name, 0.0) + value / (len(images) - 1)
-            logits, obj, kept = self._as_remembered(found, pointers, truth[frame], present[frame])
-            memories.append(follower.remember(frame, maps[frame][2], logits, obj, kept))
-        return sums
-
-    def maps(self, model: NeckedTracker, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """`t4`, `t2`, `t1` of each frame (T, s, s, 3)."""
+    def maps(self, model: NeckedTracker, images: Tensor) -> list[Maps]:
+        """The maps of S sequences, frame by frame: (S, T, s, s, 3) -> T of (S, ...)."""
         with torch.no_grad():
-            found = self.student(normalize(images))
-        t4, t2, t1 = model.neck(*found[:3])
-        return [(t4[k : k + 1], t2[k : k + 1], t1[k : k + 1]) for k in range(len(images))]
+            found = self.student(normalize(images.flatten(0, 1)))
+        levels = [level.unflatten(0, images.shape[:2]) for level in model.neck(*found[:3])]
+        return [Maps(*(level[:, frame] for level in levels)) for frame in range(images.shape[1])]
 
-    def _as_remembered(
-        self, found: Followed, pointers: Tensor, truth: Tensor, present: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _as_remembered(self, found: Followed, truth: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a session would remember of the frame: the tracker's answer, or here and there a detection.
 
-        Masks as logits (N, h, w), presence as logits (N,), and pointers (N, C) or none.
+        Masks as logits (N, h, w), presence as logits (N,), and whose pointers are kept (N,).
         """
         animals = torch.arange(len(truth), device=truth.device)
         own = found.masks[animals, found.best].detach()
@@ -206,8 +225,7 @@ class TrackerTrainer(Trainer[Batch]):
         logits = torch.where(detected, _DETECTED_LOGIT * (2 * truth - 1), own)
         obj = torch.where(detected[:, 0, 0], 1.0, found.obj.detach())
         logits = torch.where(obj[:, None, None] > 0, logits, -1024.0)
-        keeps = torch.rand(()).item() < self.recipe.pointer_share
-        return logits, obj, pointers if keeps else None
+        return logits, obj, torch.rand(len(truth)).to(truth.device) < self.recipe.pointer_share
 
 
 def following_losses(found: Followed, truth: Tensor, present: Tensor) -> dict[str, Tensor]:
@@ -246,18 +264,19 @@ def validate_tracker(trainer: TrackerTrainer, sequences: Sequences, frames: int)
     for position in range(min(trainer.recipe.validation_sequences, len(sequences))):
         images, masks, present = (value.to(trainer.device) for value in sequences[(position, frames)])
         truth = masks > 127
-        maps = trainer.maps(trainer.average, images)
+        maps = trainer.maps(trainer.average, images[None])
         follower = trainer.follower(trainer.average, images.shape[1])
-        memories = [follower.begin(maps[0][2], truth[0].float())]
+        memories = [follower.begin(maps[0].t1, truth[0].float())]
         for frame in range(1, len(images)):
             found, pointers = follower.look(frame, maps[frame], memories)
-            own = found.masks[torch.arange(len(found.best)), found.best]
+            own = found.masks[torch.arange(len(found.best), device=images.device), found.best]
             own = torch.where(found.obj[:, None, None] > 0, own, -1024.0)
             iou = mask_overlap(own > 0, truth[frame])[present[frame]]
             overlaps += iou.tolist()
             last += iou.tolist() if frame == len(images) - 1 else []
             right += ((found.obj > 0) == present[frame]).tolist()
-            memories.append(follower.remember(frame, maps[frame][2], own, found.obj, pointers))
+            everyone = torch.ones_like(present[frame])
+            memories.append(follower.remember(frame, maps[frame].t1, own, found.obj, pointers, everyone))
     figures = {"mean_iou": overlaps, "last_iou": last, "presence_accuracy": right}
     return {name: sum(values) / max(1, len(values)) for name, values in figures.items()}
 
