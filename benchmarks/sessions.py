@@ -39,7 +39,7 @@ from barnsight_engines.detector import Detections
 from barnsight_engines.loader import ModelSet, load_model_set
 from barnsight_engines.masks import tight_boxes
 from barnsight_engines.onnx_backend import OnnxBackend
-from barnsight_engines.propagator import LARGEST_BATCH, MemoryLayout, MemoryTracker, TemporalPositions, certain
+from barnsight_engines.propagator import MemoryLayout, MemoryTracker, TemporalPositions, certain, largest_batch
 from barnsight_engines.scripted_backend import painted, scripted_tracker
 from barnsight_engines.spec import EngineSpec
 from barnsight_export.datasets.mot import Mark, read_boxes
@@ -347,10 +347,10 @@ def session_sizes() -> list[dict[str, Any]]:
             pointer_bias=np.zeros(config.memory_width, np.float32),
             pointer_frames=config.pointer_frames,
         )
-        cameras = {
-            str(n): reserved_bytes(n, positions, config.layout, batch=min(n, LARGEST_BATCH)) / MB for n in (8, 15, 30)
-        }
-        one, two = (reserved_bytes(n, positions, config.layout, batch=1) for n in (1, 2))
+        layout = config.layout
+        most = largest_batch(layout.cells, layout.cells * layout.slots)
+        cameras = {str(n): reserved_bytes(n, positions, layout, batch=min(n, most)) / MB for n in (8, 15, 30)}
+        one, two = (reserved_bytes(n, positions, layout, batch=1) for n in (1, 2))
         rows.append({"preset": preset.name, "grid": config.grid, "animal_mb": (two - one) / MB, "cameras_mb": cameras})
     return rows
 

@@ -19,6 +19,7 @@ from barnsight_engines.backend import Backend
 from barnsight_engines.encoder import Features
 
 LARGEST_BATCH = 20
+SCORES_BYTES = 1 << 30  # for memory attention's scores of all animals that it looks for at once
 MASKED = -1e4  # bias of a slot that holds nothing: its weight is an exact zero, and FP16 can hold the number
 CERTAIN = 1e4  # a mask logit that leaves no doubt, between two pixels that differ neither
 
@@ -81,8 +82,17 @@ class MemoryLayout(NamedTuple):
     pointers: int
 
 
+def largest_batch(cells: int, keys: int) -> int:
+    """How many animals memory attention looks for at once, so that its scores fit.
+
+    Each of `cells` cells scores `keys` memories and pointers: at SAM 3's size 0.75 GB of single precision an animal,
+    unless the runtime fuses them. One animal is looked for whatever it takes.
+    """
+    return min(LARGEST_BATCH, max(1, SCORES_BYTES // (4 * cells * keys)))
+
+
 class MemoryTracker:
-    """The four engines, in the terms of a session."""
+    """The four engines, in the terms of a session; `largest_batch` is what fits, unless it is given."""
 
     def __init__(
         self,
@@ -92,27 +102,21 @@ class MemoryTracker:
         prompt_decoder: Backend,
         *,
         positions: TemporalPositions,
-        largest_batch: int = LARGEST_BATCH,
+        largest_batch: int | None = None,
     ) -> None:
         self._memory_attention = memory_attention
         self._mask_decoder = mask_decoder
         self._memory_encoder = memory_encoder
         self._prompt_decoder = prompt_decoder
         self.positions = positions
-        self.largest_batch = largest_batch
+        self.largest_batch = largest_batch or self._fitting_batch()
 
     @property
     def layout(self) -> MemoryLayout:
         """What the memory attention was exported for."""
-        shapes = {tensor.name: tensor.shape for tensor in self._memory_attention.spec.inputs}
-
-        def size(name: str, axis: int) -> int:
-            length = shapes[name][axis]
-            assert length is not None  # only the batch is left open
-            return length
-
-        slots, width = size("mempos", 0), size("mempos", 1)
-        return MemoryLayout(size("mem", 1) // slots, slots, size("ptr", 1) * width // size("t1", 1))
+        slots, width = self._size("mempos", 0), self._size("mempos", 1)
+        pointers = self._size("ptr", 1) * width // self._size("t1", 1)
+        return MemoryLayout(self._size("mem", 1) // slots, slots, pointers)
 
     def segment(self, features: Features, memories: Memories) -> Segmented:
         """Find B animals on the frame of `features` by what is remembered of them. Raises EngineError."""
@@ -145,6 +149,15 @@ class MemoryTracker:
             return pointers
 
         return self._in_turns(run, len(mask_logits))
+
+    def _size(self, name: str, axis: int) -> int:
+        """How long an axis of an input of memory attention is."""
+        length = next(tensor.shape[axis] for tensor in self._memory_attention.spec.inputs if tensor.name == name)
+        assert length is not None  # only the batch is left open
+        return length
+
+    def _fitting_batch(self) -> int:
+        return largest_batch(self._size("t1", 2) * self._size("t1", 3), self._size("bias", 2))
 
     def close(self) -> None:
         """Close every engine; a second call does nothing."""

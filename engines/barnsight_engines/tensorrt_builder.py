@@ -19,6 +19,7 @@ from barnsight_engines.certificate import Certificate
 from barnsight_engines.errors import ModelSetDataError, ModelSetMissingError, RuntimeMissingError
 from barnsight_engines.files import sync_folder, unwritable, write_whole
 from barnsight_engines.loader import check_model_set, engine_path, issue_certificate
+from barnsight_engines.propagator import largest_batch
 from barnsight_engines.tensorrt_backend import import_tensorrt, message_log, this_machine
 
 REFUSED = "-refused.json"
@@ -29,10 +30,11 @@ BATCHES = (1, 8, 20)
 class BuildSettings:
     """How to build.
 
-    `batches` are the smallest, the usual and the largest batch, where an ONNX file leaves it open. `workspace_bytes`
-    bounds the memory that a layer may use for itself; None leaves it to TensorRT, which allows all that the GPU has.
-    `timing_cache` is a file that makes the next build faster. `target` is a compute capability such as "SM86" to
-    build for without a GPU, which TensorRT-RTX alone can.
+    `batches` are the smallest, the usual and the largest batch, where an ONNX file leaves it open; of memory attention
+    no more than fits (`propagator.largest_batch`), since an engine reserves what its largest batch needs.
+    `workspace_bytes` bounds the memory that a layer may use for itself; None leaves it to TensorRT, which allows all
+    that the GPU has. `timing_cache` is a file that makes the next build faster. `target` is a compute capability such
+    as "SM86" to build for without a GPU, which TensorRT-RTX alone can.
     """
 
     batches: tuple[int, int, int] = BATCHES
@@ -172,6 +174,10 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, in
     opened = [(tensor.name, tuple(tensor.shape)) for tensor in inputs if -1 in tuple(tensor.shape)]
     if not opened:
         return
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
+    if "bias" in shapes:  # memory attention alone has one: (B, 1, keys), of `t1` (1, C, G, G)
+        most = largest_batch(shapes["t1"][2] * shapes["t1"][3], shapes["bias"][2])
+        batches = (min(batches[0], most), min(batches[1], most), min(batches[2], most))
     profile = builder.create_optimization_profile()
     for name, (batch, *rest) in opened:
         if batch != -1 or -1 in rest:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import PROMPT_TOKENS, DetectorConfig, EncoderConfig, Sam3
 from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
+from barnsight_export.networks.teacher import TeacherConfig
 from barnsight_export.networks.tracker import TrackerConfig
 
 
@@ -67,6 +68,9 @@ NANO = Preset(
     ),
 )
 
+# Its teacher in miniature: a ViT under the same heads, for distillation on the simulated barn.
+NANO_TEACHER = replace(NANO, name="nano-teacher", student=TeacherConfig(), tracker=None)
+
 # The paper's own scale: the student in the place of SAM 3's trunk, everything else stock.
 ORIN = Preset(
     name="orin",
@@ -91,4 +95,4 @@ ORIN_B = Preset(
     tracker=TrackerConfig(grid=36),
 )
 
-PRESETS = {preset.name: preset for preset in (NANO, ORIN, ORIN_B)}
+PRESETS = {preset.name: preset for preset in (NANO, NANO_TEACHER, ORIN, ORIN_B)}

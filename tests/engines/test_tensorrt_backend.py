@@ -509,6 +509,16 @@ class TestBuilding:
         build_engine(onnx_file, onnx_file.with_suffix(".engine"), BuildSettings(workspace_bytes=1 << 30))
         assert trt.built[0]["pool"] == (trt.MemoryPoolType.WORKSPACE, 1 << 30)
 
+    def test_memory_attention_gets_no_larger_a_batch_than_fits(self, tmp_path: Path, trt: FakeTensorRt) -> None:
+        shapes: dict[str, list[int | str]] = {"t1": [1, 4, 72, 72], "bias": ["batch", 1, 36364]}
+        tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+        pix = helper.make_tensor_value_info("pix", TensorProto.FLOAT, ["batch", 1, 36364])
+        graph = helper.make_graph([helper.make_node("Identity", ["bias"], ["pix"])], "g", tensors, [pix])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, str(tmp_path / "memory_attention.onnx"))
+        build_engine(tmp_path / "memory_attention.onnx", tmp_path / "memory_attention.engine", BuildSettings())
+        assert trt.built[-1]["batches"] == [1, 1, 1]
+
     def test_timings_are_kept_for_the_next_build(self, onnx_file: Path, trt: FakeTensorRt) -> None:
         settings = BuildSettings(timing_cache=onnx_file.with_name("timing.cache"))
         for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from barnsight_export.cli import main
 from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer
-from barnsight_export.presets import Preset
+from barnsight_export.networks.teacher import TeacherConfig
+from barnsight_export.networks.tinyvit import TinyViTConfig
+from barnsight_export.presets import PRESETS, Preset
 from barnsight_export.train.augment import augment
 from barnsight_export.train.detector import (
     RECIPES,
@@ -68,6 +72,7 @@ TINY = Preset(
         top_k=4,
     ),
 )
+VIT = TeacherConfig(TinyViTConfig((8, 16, 24, 32), (2, 3, 4), windows=(2, 4, 2), depths=(1, 1, 1, 1)), neck=16)
 RECIPE = DetectorRecipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
 
 
@@ -305,6 +310,63 @@ def test_a_run_starts_from_another_ones_networks_and_nothing_else_of_it(tmp_path
     assert second.counters.images == 0
     torch.testing.assert_close(second.aids.noised, first.aids.noised)
     assert not any(optimizer.state for optimizer in second.optimizers)
+
+
+def test_the_mean_of_two_runs_is_a_checkpoint_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [DetectorTrainer(TINY, replace(RECIPE, seed=seed), tmp_path / str(seed)) for seed in (1, 2)]
+    for trainer in runs:
+        trainer.out.mkdir()
+        trainer.save()
+    paths = [str(trainer.out / CHECKPOINT) for trainer in runs]
+    assert main(["train", "average", *paths, "--out", str(tmp_path / "mean.pt")]) == 0
+    mean = load_trained(tmp_path / "mean.pt", TINY).concepts
+    torch.testing.assert_close(mean, (runs[0].average.concepts + runs[1].average.concepts) / 2)
+
+    other = DetectorTrainer(replace(TINY, concepts=("pig",)), RECIPE, tmp_path / "other")
+    other.out.mkdir()
+    other.save()
+    assert main(["train", "average", paths[0], str(other.out / CHECKPOINT), "--out", str(tmp_path / "no.pt")]) == 65
+    assert "is not of the same networks as" in capsys.readouterr().err
+    assert not (tmp_path / "no.pt").exists()
+
+
+def test_a_run_starts_under_the_heads_of_another_encoder(tmp_path: Path) -> None:
+    source = DetectorTrainer(replace(TINY, student=VIT), RECIPE, tmp_path / "source")
+    source.save()
+    trainer = DetectorTrainer(TINY, RECIPE, tmp_path / "run")
+    fresh = {name: value.clone() for name, value in trainer.model.encoder.state_dict().items()}
+    trainer.start_heads(tmp_path / "source" / CHECKPOINT)
+    for model in (trainer.model, trainer.average):
+        assert all(torch.equal(value, fresh[name]) for name, value in model.encoder.state_dict().items())
+        assert torch.equal(model.concepts, source.average.concepts)
+        for name, value in source.average.detector.state_dict().items():
+            assert torch.equal(model.detector.state_dict()[name], value)
+    assert torch.equal(trainer.aids.noised, source.aids.noised)
+    wide = replace(TINY, student=replace(TINY.student, neck=32), detector=replace(TINY.detector, width=32))
+    with pytest.raises(DataError, match="does not fit Sam3"):
+        DetectorTrainer(wide, RECIPE, tmp_path / "wide").start_heads(tmp_path / "source" / CHECKPOINT)
+    torch.save({"pupil": {}}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="missing"):
+        trainer.start_heads(tmp_path / "other.pt")
+
+
+def test_the_command_takes_heads_batch_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "nano", TINY)
+    monkeypatch.setitem(RECIPES, "nano", RECIPE)
+    monkeypatch.setattr("barnsight_export.train.samples.Simulated", lambda *_: Ellipses())
+    DetectorTrainer(replace(TINY, student=VIT), RECIPE, tmp_path / "source").save()
+    heads = ["--heads", str(tmp_path / "source" / CHECKPOINT)]
+    command = ["train", "detector", "--data", str(tmp_path), "--workers", "0", "--images", "2"]
+    for seed in ("1", "2"):
+        out = ["--batch", "2", "--seed", seed, "--out", str(tmp_path / seed)]
+        assert main([*command, *heads, "--freeze", "detector", *out]) == 0
+    first, second = (torch.load(tmp_path / seed / CHECKPOINT, weights_only=True) for seed in "12")
+    assert first["counters"]["images"] == 2
+    scale = "detector.detr_encoder.layers.0.layer_norm1.weight"
+    assert torch.equal(first["model"][scale], second["model"][scale])
+    assert not torch.equal(first["model"]["encoder.stem.0.0.weight"], second["model"]["encoder.stem.0.0.weight"])
+    assert main([*command, "--batch", "0", "--out", str(tmp_path / "none")]) == os.EX_USAGE
+    assert main([*command, *heads, "--sam3", "x", "--student", "y", "--out", str(tmp_path / "none")]) == os.EX_USAGE
 
 
 def test_pretrained_heads_are_tuned_by_adamw_alone(tmp_path: Path) -> None:

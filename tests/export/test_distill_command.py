@@ -38,6 +38,7 @@ from barnsight_export.errors import DataError, DataMissingError, ExportUsageErro
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.student import NeckStudentConfig, TrunkStudentConfig
+from barnsight_export.networks.teacher import TeacherConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
 from barnsight_export.presets import PRESETS, Preset
 from barnsight_export.train.detector import DetectorRecipe, DetectorTrainer, train_detector
@@ -69,6 +70,11 @@ TINY = Preset(
         dropout=0.0,
         top_k=4,
     ),
+)
+VIT = replace(
+    TINY,
+    name="tiny-teacher",
+    student=TeacherConfig(TinyViTConfig((8, 16, 24, 32), (2, 3, 4), windows=(2, 4, 2), depths=(1, 1, 1, 1)), neck=16),
 )
 TUNING = DetectorRecipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
 
@@ -334,6 +340,31 @@ def test_the_command_distills_from_videos_and_names_the_broken_ones(
     assert not (pen / "second" / "features").exists()
 
 
+def test_a_student_follows_a_teacher_of_another_preset_in_a_short_run(
+    pen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny-teacher", VIT)
+    DetectorTrainer(VIT, TUNING, pen / "vit").save()
+    options = [
+        "--teacher-preset",
+        "tiny-teacher",
+        "--rate",
+        "0.002",
+        "--cache-gb",
+        "0",
+        "--epochs",
+        "3",
+        "--batch",
+        "2",
+    ]
+    assert command(pen, *options, teacher=f"vit/{CHECKPOINT}") == 0
+    rows = log_of(pen / "out")
+    assert [float(row["rate_new"]) for row in rows] == pytest.approx([2e-3, 1.5e-3, 5e-4], rel=1e-2)  # one whole cosine
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    place_student(DetectorTrainer(TINY, TUNING, pen), pen / "out" / STUDENT)
+    assert command(pen, *options[:2], "--labels", "cow", teacher=f"vit/{CHECKPOINT}") == 0
+
+
 def test_the_command_labels_frames_as_pictures(pen: Path) -> None:
     assert command(pen, "--labels", "cow") == 0
     assert len(Simulated(pen / "out" / "train")) == len(Simulated(pen / "out" / "val")) == 4
@@ -358,6 +389,8 @@ def test_the_command_reads_simulated_pictures(pen: Path) -> None:
         (["--data", "nowhere", "--format", "simulated"], os.EX_NOINPUT, "simulate --pictures does"),
         (["--teacher", "nowhere.pt"], os.EX_NOINPUT, "nowhere.pt: no checkpoint there"),
         (["--student", "giant"], os.EX_USAGE, "no preset 'giant'; choose one of"),
+        (["--teacher-preset", "giant"], os.EX_USAGE, "--teacher-preset: no preset 'giant'; choose one of"),
+        (["--rate", "0"], os.EX_USAGE, "--rate must be positive, got 0"),
         (["--epochs", "0"], os.EX_USAGE, "--epochs must be 1 or more, got 0"),
         (["--match", "stem"], os.EX_USAGE, "--match must be STUDENT_LAYER=TEACHER_LAYER, got 'stem'"),
         (["--match", "stem=stem"], os.EX_USAGE, "--match alone changes nothing"),

@@ -3,9 +3,11 @@
     barnsight-export distill --data clips --format videos --student orin-b --teacher sam3 --trunk tinyvit.safetensors \\
         --out runs/orin-b
     barnsight-export distill --data clips --format videos --student orin-b --teacher sam3 --labels pig --out pictures
+    barnsight-export distill --data pictures --format simulated --student nano --teacher-preset nano-teacher \\
+        --teacher runs/teacher/checkpoint.pt --epochs 4 --batch 64 --cache-gb 0 --out runs/student
     torchrun --nproc-per-node 2 -m barnsight_export distill ...
 
-The second form writes the teacher's detections as pictures for `barnsight-export train detector`.
+With --labels it writes the teacher's detections as pictures for `barnsight-export train detector`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     networks.add_argument(
         "--teacher", type=Path, required=True, metavar="FILE", help="facebook/sam3, or a detector's checkpoint.pt"
     )
+    networks.add_argument("--teacher-preset", metavar="PRESET", help="preset of the teacher (default: the student's)")
     networks.add_argument("--trunk", type=Path, metavar="FILE", help="public TinyViT weights to begin with")
     networks.add_argument(
         "--init", type=Path, metavar="FILE", help="student.safetensors of an earlier run to begin with"
@@ -68,6 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     run.add_argument("--epochs", type=int, default=100, help="at most (default 100)")
     run.add_argument("--patience", type=int, default=15, help="epochs without a better validation (default 15)")
     run.add_argument("--batch", type=int, default=4, help="frames a step, over all processes (default 4)")
+    run.add_argument("--rate", type=float, default=3e-4, help="learning rate of what is new (default 3e-4)")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--cache", type=Path, metavar="DIR", help="where teacher features are kept (default OUT/features)")
     run.add_argument("--cache-gb", type=float, default=20.0, help="at most so much of them; 0 keeps none (default 20)")
@@ -81,23 +85,28 @@ def run(args: argparse.Namespace) -> int:
     """Distill, or label; raises ExportError where data, networks or options do not fit."""
     from barnsight_export.presets import PRESETS
 
-    if args.student not in PRESETS:
-        raise ExportUsageError(f"--student: no preset '{args.student}'; choose one of {', '.join(PRESETS)}")
+    taught_by = args.teacher_preset or args.student
+    for option, name in (("student", args.student), ("teacher-preset", taught_by)):
+        if name not in PRESETS:
+            raise ExportUsageError(f"--{option}: no preset '{name}'; choose one of {', '.join(PRESETS)}")
     for name in ("frames", "epochs", "patience", "batch"):
         if getattr(args, name) < 1:
             raise ExportUsageError(f"--{name} must be 1 or more, got {getattr(args, name)}")
-    preset = PRESETS[args.student]
-    return _label(args, preset) if args.labels else _distill(args, preset)
+    if not args.rate > 0:
+        raise ExportUsageError(f"--rate must be positive, got {args.rate}")
+    if args.labels:
+        return _label(args, PRESETS[taught_by])
+    return _distill(args, PRESETS[args.student], PRESETS[taught_by])
 
 
-def _distill(args: argparse.Namespace, preset: Preset) -> int:
+def _distill(args: argparse.Namespace, preset: Preset, taught_by: Preset) -> int:
     import torch
     from torch import distributed
 
     from barnsight_export.distill.build import build_student, build_teacher, compared_maps
     from barnsight_export.distill.cache import FeatureCache
     from barnsight_export.distill.train import Distillation, Match, distill
-    from barnsight_export.train.device import process_device
+    from barnsight_export.train.device import join_processes, process_device
     from barnsight_export.train.trainer import CHECKPOINT
 
     pairs = [_pair(text) for text in args.match]
@@ -108,12 +117,10 @@ def _distill(args: argparse.Namespace, preset: Preset) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = process_device()
-    several = "WORLD_SIZE" in os.environ  # torchrun started us, one process of several
-    if several:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    several = join_processes(device)
     try:
         student = build_student(preset, args.trunk, args.init, {name: tap for (name, tap), _ in pairs})
-        teacher = build_teacher(preset, args.teacher, {name: tap for _, (name, tap) in pairs}, device)
+        teacher = build_teacher(taught_by, args.teacher, {name: tap for _, (name, tap) in pairs}, device)
         processes = distributed.get_world_size() if several else 1
         budget_bytes = int(args.cache_gb * GB)
         cache = FeatureCache(args.cache or args.out / "features", budget_bytes, processes) if budget_bytes else None
@@ -156,10 +163,13 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     weights = replace(weights, **dict.fromkeys(args.without, 0.0))
     if not any(asdict(weights).values()):
         raise ExportUsageError("--without leaves no term: keep one")
+    usual = Recipe()
     return Recipe(
         batch=args.batch,
         epochs=args.epochs,
         patience=args.patience,
+        new_rate=args.rate,
+        first_cycle_epochs=min(usual.first_cycle_epochs, args.epochs),  # a short run ends at a low rate too
         weights=weights,
         schedule=args.schedule,
         seed=args.seed,

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", "--recipe", choices=["nano", "orin", "orin-b"], default="nano")
+    parser.add_argument("--preset", "--recipe", choices=["nano", "nano-teacher", "orin", "orin-b"], default="nano")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a training run: encoder and detector")
     weights.add_argument(
@@ -108,6 +108,8 @@ def _trained_tracker(args: argparse.Namespace, preset: Preset) -> dict[str, Any]
     from barnsight_export.onnx import roles
     from barnsight_export.train.tracker import load_tracker
 
+    if preset.tracker is None:
+        raise ExportUsageError(f"--tracker: preset '{preset.name}' has no tracker; leave it out")
     if args.checkpoint is None:
         raise ExportUsageError(
             "--tracker is of a training run, over its --checkpoint: name that, and no public weights"
@@ -118,7 +120,7 @@ def _trained_tracker(args: argparse.Namespace, preset: Preset) -> dict[str, Any]
 
 def _public_networks(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     """The engines besides encoder and detector, and the tracker that some of them are of."""
-    if preset.name == "nano" and (args.student or args.sam3 or args.dinov3):
+    if preset.name.startswith("nano") and (args.student or args.sam3 or args.dinov3):
         raise ExportUsageError("--student, --sam3 and --dinov3 are of SAM 3's size: choose --preset orin or orin-b")
     if args.sam3 is None and args.dinov3 is None:
         return {}

@@ -25,12 +25,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print a table or one JSON object."""
-    from barnsight_export.networks.compact import CompactConfig
     from barnsight_export.networks.parameters import PAPER, count_parameters
+    from barnsight_export.networks.sam3 import PyramidConfig
     from barnsight_export.presets import PRESETS
 
     preset = PRESETS[args.preset]
-    assert not isinstance(preset.student, CompactConfig)
+    assert not isinstance(preset.student, PyramidConfig)
     counted = count_parameters(preset.student, preset.detector).as_dict()
     if args.json:
         print(json.dumps({"preset": preset.name, **counted, "paper": PAPER}))

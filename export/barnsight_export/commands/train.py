@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("train", help="train a network", description=__doc__)
     networks = parser.add_subparsers(dest="network", required=True)
     detector = networks.add_parser("detector", help="the encoder and SAM 3's detector, together, from nothing")
-    detector.add_argument("--preset", choices=["nano", "orin", "orin-b"], default="nano")
-    detector.add_argument("--recipe", choices=["nano", "nano-crowds", "nano-full-size", "heads"], default="nano")
+    detector.add_argument("--preset", choices=["nano", "nano-teacher", "orin", "orin-b"], default="nano")
+    recipes = ["nano", "nano-crowds", "nano-full-size", "nano-large-batch", "nano-teacher", "heads"]
+    detector.add_argument("--recipe", choices=recipes, default="nano")
+    detector.add_argument("--batch", type=int, help="views a step, over all processes (default: the recipe's)")
+    detector.add_argument("--seed", type=int, help="of fresh weights and of the order of views (default: the recipe's)")
     _add_run(detector)
     start = detector.add_mutually_exclusive_group()
     start.add_argument(
         "--init", type=Path, metavar="CHECKPOINT|DIR", help="start from another run's networks, or a model set's"
+    )
+    start.add_argument(
+        "--heads", type=Path, metavar="CHECKPOINT", help="start from all but the encoder of another run's networks"
     )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     detector.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors to put under the heads")
@@ -35,10 +41,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     detector.add_argument("--freeze", choices=["encoder", "detector"], help="a part that keeps its weights")
     tracker = networks.add_parser("tracker", help="SAM 3's tracker over a trained student, on sequences")
     tracker.add_argument("--preset", choices=["nano"], default="nano")
-    tracker.add_argument("--recipe", choices=["nano"], default="nano")
+    tracker.add_argument("--recipe", choices=["nano", "nano-large-batch"], default="nano")
     tracker.add_argument("--student", type=Path, required=True, metavar="CHECKPOINT|DIR", help="encoder to build on")
     _add_run(tracker)
-    tracker.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+    start = tracker.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from another run's tracker")
+    start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
+    average = networks.add_parser("average", help="the mean of the networks of several runs, each begun with --init")
+    average.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoint.pt of a run")
+    average.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
     plot.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
@@ -57,6 +68,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is spent, or draw; raises ExportError where data, run or budget are missing."""
+    if args.network == "average":
+        from barnsight_export.train.trainer import average_checkpoints
+
+        average_checkpoints(args.checkpoints, args.out)
+        return 0
     if args.network == "plot":
         from barnsight_export.train.plot import plot_log
 
@@ -75,6 +91,12 @@ def _train_detector(args: argparse.Namespace) -> int:
     from barnsight_export.train.trainer import CHECKPOINT
 
     recipe = RECIPES[args.recipe]
+    if args.batch is not None:
+        if args.batch < 1:
+            raise ExportUsageError(f"--batch must be 1 or more, got {args.batch}")
+        recipe = replace(recipe, batch=args.batch)
+    if args.seed is not None:
+        recipe = replace(recipe, seed=args.seed)
 
     def open_pictures(split: str) -> Pictures:
         try:
@@ -85,8 +107,8 @@ def _train_detector(args: argparse.Namespace) -> int:
     budget = _budget(args)
     if args.resume and (args.student or args.sam3):
         raise ExportUsageError("--student and --sam3 start a run: leave them out with --resume")
-    if args.sam3 and (args.student is None or args.init is not None):
-        raise ExportUsageError("--sam3 gives the heads over --student: name the student, and leave --init out")
+    if args.sam3 and (args.student is None or args.init is not None or args.heads is not None):
+        raise ExportUsageError("--sam3 gives the heads over --student: name it, and leave --init and --heads out")
     device = _join(args)
     preset = PRESETS[args.preset]
     trainer = DetectorTrainer(preset, recipe, args.out, device)
@@ -98,6 +120,8 @@ def _train_detector(args: argparse.Namespace) -> int:
         raise ExportUsageError(_TAKEN.format(args.out))
     elif args.init is not None:
         trainer.start_from(args.init)
+    elif args.heads is not None:
+        trainer.start_heads(args.heads)
     elif args.sam3 is not None:
         trainer.start_with(assemble_detection(preset, args.student, args.sam3).state_dict())
     if args.student and not args.sam3:
@@ -112,7 +136,7 @@ def _train_tracker(args: argparse.Namespace) -> int:
     from barnsight_export.train.detector import load_trained
     from barnsight_export.train.sequences import Sequences
     from barnsight_export.train.tracker import RECIPES, TrackerTrainer, train_tracker
-    from barnsight_export.train.trainer import CHECKPOINT
+    from barnsight_export.train.trainer import CHECKPOINT, read_checkpoint
 
     recipe, preset, budget, device = RECIPES[args.recipe], PRESETS[args.preset], _budget(args), _join(args)
     if args.student.is_dir():
@@ -125,6 +149,8 @@ def _train_tracker(args: argparse.Namespace) -> int:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():
         raise ExportUsageError(_TAKEN.format(args.out))
+    elif args.init is not None:
+        trainer.start_with(read_checkpoint(args.init)["average"])
 
     def open_sequences(split: str, size_px: int) -> Sequences:
         return Sequences(
@@ -149,11 +175,10 @@ def _join(args: argparse.Namespace) -> torch.device:
     """Take this process's cores and device, and its place among several where torchrun started it."""
     import torch
 
-    from barnsight_export.train.device import process_device
+    from barnsight_export.train.device import join_processes, process_device
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = process_device()
-    if "WORLD_SIZE" in os.environ:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join_processes(device)
     return device

@@ -4,7 +4,7 @@
 | ---------------- | -------------- | ----------------------------------- | ------------------------ |
 | `orin`           | `TrunkStudent` | facebook/sam3, its trunk at 1008 px | trunk                    |
 | `orin-b`         | `NeckStudent`  | facebook/sam3, its necks at 504 px  | d4, d2, d1, t4, t2, t1   |
-| any compact one  | its encoder    | a trained detector of that preset   | d4, d2, d1               |
+| nano's scale     | its encoder    | a trained detector of that scale    | d4, d2, d1               |
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from barnsight_export.distill.pseudo import Sam3Labeler
 from barnsight_export.distill.sam3 import PATCH_PX, Sam3Trunk, load_detector, load_necks, load_vision
 from barnsight_export.distill.teacher import FrozenTeacher, Input, Network, Tap
 from barnsight_export.errors import DataError, ExportUsageError
-from barnsight_export.networks.compact import CompactConfig, CompactStudent
-from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.compact import PyramidEncoder
+from barnsight_export.networks.sam3 import PyramidConfig, Sam3, build_pyramid
 from barnsight_export.networks.student import EncoderMaps, NeckStudent, TrunkStudent, TrunkStudentConfig
 from barnsight_export.presets import Preset
 from barnsight_export.train.detector import load_trained
@@ -34,7 +34,7 @@ def compared_maps(preset: Preset) -> tuple[str, ...]:
     """Names of the maps in which a preset's student follows its teacher."""
     if isinstance(preset.student, TrunkStudentConfig):
         return ("trunk",)
-    return EncoderMaps._fields[:3] if isinstance(preset.student, CompactConfig) else EncoderMaps._fields
+    return EncoderMaps._fields[:3] if isinstance(preset.student, PyramidConfig) else EncoderMaps._fields
 
 
 def build_student(
@@ -45,13 +45,13 @@ def build_student(
     Raises ExportUsageError where the preset has no TinyViT, and as `checkpoints` does for files that do not fit.
     """
     config = preset.student
-    student: CompactStudent | TrunkStudent | NeckStudent
-    if isinstance(config, CompactConfig):
-        student = CompactStudent(config)
+    student: PyramidEncoder | TrunkStudent | NeckStudent
+    if isinstance(config, PyramidConfig):
+        student = build_pyramid(config)
     else:
         student = TrunkStudent(config) if isinstance(config, TrunkStudentConfig) else NeckStudent(config)
     if trunk is not None:
-        if isinstance(student, CompactStudent):
+        if isinstance(student, PyramidEncoder):
             raise ExportUsageError(f"--trunk: the student of '{preset.name}' has no TinyViT; leave it out")
         load_tiny_vit(trunk, student)
     if init is not None:
@@ -62,12 +62,12 @@ def build_student(
 def build_teacher(
     preset: Preset, checkpoint: Path, taps: Taps | None = None, device: torch.device | str = "cpu"
 ) -> FrozenTeacher:
-    """The teacher of the preset's student, from facebook/sam3 or from a detector's `checkpoint.pt`.
+    """The teacher that `preset` describes, from facebook/sam3 or from a detector's `checkpoint.pt`.
 
     Raises DataMissingError where there is no file, DataError for one that does not fit.
     """
     module: nn.Module
-    if isinstance(preset.student, CompactConfig):
+    if isinstance(preset.student, PyramidConfig):
         module, size_px = trained_detector(preset, checkpoint).encoder, preset.image_size
     else:
         size_px = PATCH_PX * preset.grid
@@ -89,7 +89,7 @@ def build_labeler(preset: Preset, checkpoint: Path, concept: str) -> Sam3Labeler
             f"'{preset.name}' knows no concept '{concept}'; choose one of {', '.join(preset.concepts)}"
         )
     number = preset.concepts.index(concept)
-    if isinstance(preset.student, CompactConfig):
+    if isinstance(preset.student, PyramidConfig):
         return Sam3Labeler(trained_detector(preset, checkpoint), number, preset.image_size)
     detector = load_detector(checkpoint, preset.grid, preset.detector, preset.concepts)
     return Sam3Labeler(detector, number, PATCH_PX * preset.grid)

@@ -44,7 +44,7 @@ from barnsight_export.distill.schedule import FADE_ENDS, Schedule, weights_at
 from barnsight_export.distill.teacher import Network, Teacher
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
-from barnsight_export.train.trainer import CHECKPOINT, Counters, read_checkpoint
+from barnsight_export.train.trainer import CHECKPOINT, Counters, quiet_worker, read_checkpoint
 
 STUDENT = "student.safetensors"
 
@@ -167,14 +167,22 @@ class Distillation:
         recipe, done = self.recipe, self.progress
         order = Shuffled(len(frames), recipe.batch, recipe.seed, done.epoch, done.batch, self.rank, self.processes)
         squares = Squares(frames, self.size_px, recipe.augmentation, recipe.seed)
-        return DataLoader(squares, batch_sampler=order, collate_fn=stack, num_workers=workers)
+        return DataLoader(
+            squares,
+            batch_sampler=order,
+            collate_fn=stack,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=quiet_worker,
+        )
 
     def step(self, shown: Shown, share: float) -> dict[str, float]:
         """One update on one batch, when a `share` of the longest run has passed; returns the losses."""
         self._seed()
         self.network.train()
         weights = weights_at(self.recipe.schedule, self.recipe.weights, share)
-        images, views = as_input(shown.images.to(self.device)), shown.views.to(self.device)
+        images = as_input(shown.images.to(self.device, non_blocking=True))
+        views = shown.views.to(self.device, non_blocking=True)
         taught = {name: flip(value, views) for name, value in self.teacher(images, shown.keys).items()}
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             maps, regressed = self.network(view(images, views))
@@ -325,7 +333,7 @@ class Distillation:
         if self.rank:
             return
         average = self.average.module.get_submodule("module")
-        weights = {name: value.contiguous() for name, value in average.state_dict().items()}
+        weights = {name: value.cpu().contiguous() for name, value in average.state_dict().items()}
         about = {"validation_loss": f"{loss:.6g}", "epoch": str(self.progress.epoch), "format": "pt"}
         data = safetensors.torch.save(weights, about)
         advice = "free some space, then go on with --resume"

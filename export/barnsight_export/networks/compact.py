@@ -85,7 +85,28 @@ class AttentionBlock(nn.Module):
         return mixed
 
 
-class CompactStudent(nn.Module):
+class PyramidEncoder(nn.Module):
+    """What the encoders of nano's scale have in common: a neck that brings a trunk's maps to one width.
+
+    They give the maps that SAM 3's detector reads, and none for the tracker.
+    """
+
+    def add_neck(self, widths: tuple[int, int, int], neck: int) -> None:
+        """Make the neck over maps of `widths` at strides 4, 8 and 16; `neck` is the width of what it gives."""
+        self.lateral4, self.lateral8, self.lateral16 = (conv_norm(width, neck, 1) for width in widths)
+        self.place4, self.place8, self.place16 = (
+            nn.Conv2d(4 * len(_PLACE_WAVES) + 2, neck, 1, bias=False) for _ in range(3)
+        )
+
+    def climb(self, s4: Tensor, s8: Tensor, s16: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A trunk's maps to `d4`, `d2` and `d1`: the coarse ones join the fine ones."""
+        d1 = self.lateral16(s16) + self.place16(places(s16))
+        top8 = self.lateral8(s8) + self.place8(places(s8)) + F.interpolate(d1, scale_factor=2.0)
+        top4 = self.lateral4(s4) + self.place4(places(s4)) + F.interpolate(top8, scale_factor=2.0)
+        return top4, top8, d1
+
+
+class CompactStudent(PyramidEncoder):
     """Image to the three maps that SAM 3's detector reads.
 
     Input `image` (B, 3, 16G, 16G), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4G, 4G),
@@ -109,21 +130,12 @@ class CompactStudent(nn.Module):
             InvertedBottleneck(coarse, coarse, e, fused=False),
             *(AttentionBlock(coarse, config.attention_heads) for _ in range(config.attention_blocks)),
         )
-        self.lateral4 = conv_norm(fine, config.neck, 1)
-        self.lateral8 = conv_norm(middle, config.neck, 1)
-        self.lateral16 = conv_norm(coarse, config.neck, 1)
-        self.place4, self.place8, self.place16 = (
-            nn.Conv2d(4 * len(_PLACE_WAVES) + 2, config.neck, 1, bias=False) for _ in range(3)
-        )
+        self.add_neck(config.stages, config.neck)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s4 = self.stage4(self.stem(image))
         s8 = self.stage8(s4)
-        s16 = self.stage16(s8)
-        d1 = self.lateral16(s16) + self.place16(places(s16))
-        top8 = self.lateral8(s8) + self.place8(places(s8)) + F.interpolate(d1, scale_factor=2.0)
-        top4 = self.lateral4(s4) + self.place4(places(s4)) + F.interpolate(top8, scale_factor=2.0)
-        return top4, top8, d1
+        return self.climb(s4, s8, self.stage16(s8))
 
 
 def places(like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from transformers.models.sam3.modeling_sam3 import (
     inverse_sigmoid,
 )
 
-from barnsight_export.networks.compact import CompactConfig, CompactStudent
+from barnsight_export.networks.compact import CompactConfig, CompactStudent, PyramidEncoder
 from barnsight_export.networks.student import (
     EncoderMaps,
     NeckStudent,
@@ -43,11 +43,13 @@ from barnsight_export.networks.student import (
     TrunkStudent,
     TrunkStudentConfig,
 )
+from barnsight_export.networks.teacher import Teacher, TeacherConfig
 
 PROMPT_TOKENS = 4
 _ANCHOR_SIDE = 0.15  # a proposed box before it is refined, as a share of the picture
 
-EncoderConfig = CompactConfig | TrunkStudentConfig | NeckStudentConfig
+PyramidConfig = CompactConfig | TeacherConfig  # of nano's scale: trained here, and of use to the detector alone
+EncoderConfig = PyramidConfig | TrunkStudentConfig | NeckStudentConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +260,16 @@ class NeckedTrunk(nn.Module):
         return EncoderMaps(d4, d2, d1, self.conv_s0(t4), self.conv_s1(t2), t1)
 
 
-def build_encoder(config: EncoderConfig) -> CompactStudent | NeckedTrunk | NeckStudent:
+def build_encoder(config: EncoderConfig) -> PyramidEncoder | NeckedTrunk | NeckStudent:
     """The encoder that `config` describes, up to the maps that the heads read, with fresh weights."""
-    if isinstance(config, CompactConfig):
-        return CompactStudent(config)
+    if isinstance(config, PyramidConfig):
+        return build_pyramid(config)
     return NeckedTrunk(config) if isinstance(config, TrunkStudentConfig) else NeckStudent(config)
+
+
+def build_pyramid(config: PyramidConfig) -> PyramidEncoder:
+    """An encoder of nano's scale, with fresh weights."""
+    return CompactStudent(config) if isinstance(config, CompactConfig) else Teacher(config)
 
 
 class Sam3(nn.Module):

@@ -237,6 +237,11 @@ class TinyViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _, fine, middle, coarse = self.pyramid(image)
+        return fine, middle, coarse
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """As `forward`, with the features of stage 0 before the others: (B, C0, H/4, W/4)."""
         height, width = image.shape[-2:]
         multiple = self.config.image_multiple
         if height % multiple or width % multiple:
@@ -249,7 +254,7 @@ class TinyViT(nn.Module):
         for stage in self.stages:
             x = stage(x)
             features.append(x)
-        return features[1], features[2], features[3]
+        return features
 
 
 class DropPath(nn.Module):

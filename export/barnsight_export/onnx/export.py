@@ -29,7 +29,7 @@ from barnsight_engines.manifest import (
     sha256_of,
 )
 from barnsight_export.files import written_aside
-from barnsight_export.networks.compact import CompactStudent
+from barnsight_export.networks.compact import PyramidEncoder
 from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.networks.student import EncoderMaps
 from barnsight_export.networks.tracker import TrackedStudent, Tracker, TrackerNeck
@@ -127,7 +127,7 @@ def export_engine(graph: Graph, folder: Path, tolerance: float = math.inf, seeds
 def detection_graphs(model: Sam3, preset: Preset, neck: TrackerNeck | None = None) -> tuple[Graph, Graph]:
     """Encoder and detector of `model`; with a `neck` a compact student gives the tracker's maps too."""
     encoder = model.encoder if neck is None else TrackedStudent(model.encoder, neck).eval()
-    alone = isinstance(encoder, CompactStudent)
+    alone = isinstance(encoder, PyramidEncoder)
     return (
         roles.encoder(encoder, preset.image_size, roles.DETECTOR_MAPS if alone else EncoderMaps._fields),
         roles.detector(model.detector, preset.grid, text_tokens=model.concepts.shape[1]),

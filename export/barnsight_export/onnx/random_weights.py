@@ -8,9 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
-from barnsight_export.networks.sam3 import Sam3
+from barnsight_export.networks.sam3 import PyramidConfig, Sam3
 from barnsight_export.networks.tracker import Tracker, TrackerConfig
 from barnsight_export.onnx import roles
 from barnsight_export.onnx.graph import Graph
@@ -29,10 +28,10 @@ class Networks:
 
 
 def random_networks(preset: Preset, seed: int = 0) -> Networks:
-    """A preset's networks by lot. Those of SAM 3's size have its tracker and DINOv3; a compact one stands alone."""
+    """A preset's networks by lot. Those of SAM 3's size have its tracker and DINOv3; small ones stand alone."""
     torch.manual_seed(seed)
     detection = preset.build().eval()
-    if isinstance(preset.student, CompactConfig) or preset.tracker is None:
+    if isinstance(preset.student, PyramidConfig) or preset.tracker is None:
         return Networks(detection, None, ())
     tracker = random_tracker(preset.tracker, seed)
     embedder = scatter(Embedder(EmbedderConfig()), seed)

@@ -4,6 +4,8 @@ Matching and boxes: DETR (Carion et al. 2020), GIoU (Rezatofighi et al. 2019). S
 al. 2022). Aids that stand in training only: one-to-many matching on queries that skip self-attention (DAC-DETR, Hu et
 al. 2023), denoising queries (DN-DETR, Li et al. 2022; DINO, Zhang et al. 2023), a dense head on the encoder's tokens
 (CenterNet, Zhou et al. 2019), and prototypes, the masks that an animal's mean pixel embedding draws.
+
+Where the network computes in half precision, its scores and masks are judged in single.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     noised = aids.noised.expand(*denoising.boxes.shape[:2], -1)
     extra = Queries(torch.cat([start.content, noised], 1), torch.cat([start.boxes, denoising.boxes], 1))
     decoded = detector.decode(tokens, position, text, start, extra)
-    logits = detector.score(decoded.states, text)  # (L, B, T)
+    logits = detector.score(decoded.states, text).float()  # (L, B, T)
 
     queries = detector.config.queries
     groups = [queries, queries, denoising.boxes.shape[1]]
@@ -139,7 +141,7 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     first_noised = denoising.matched[:, : denoising.boxes.shape[1] // _GROUPS]
     losses.update(_mask_losses(model, decoded, pixels, matches[0], first_noised, batch))
     present = (batch.kinds == TARGET).any(1).float().expand_as(decoded.presence)
-    losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence, present)
+    losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence.float(), present)
     proposer = detector.proposer or aids.proposer
     assert proposer is not None
     losses["dense"] = _dense_loss(proposer(tokens), batch)
@@ -183,7 +185,7 @@ def _mask_losses(
     row, column = torch.randint(2, (2,)).tolist()
     truth = batch.masks[..., row::2, column::2].float() / 255  # (B, N, h, w)
     instance = pixels.instance[..., row::2, column::2].flatten(2)  # (B, C, hw)
-    semantic = pixels.semantic[..., row::2, column::2]
+    semantic = pixels.semantic[..., row::2, column::2].float()
     queries = matched.shape[2]
     states = torch.cat(
         [
@@ -193,12 +195,10 @@ def _mask_losses(
         dim=1,
     )
     wanted = torch.cat([matched[-2:].transpose(0, 1).flatten(1), noised], dim=1)  # (B, 2Q + D)
-    found, expected = [], []
-    for number, (state, objects) in enumerate(zip(states, wanted, strict=True)):
-        chosen = objects >= 0
-        found.append(model.detector.mask_decoder.mask_embedder(state[chosen]) @ instance[number])
-        expected.append(truth[number, objects[chosen]].flatten(1))
-    logits, masks = torch.cat(found), torch.cat(expected)  # (M, hw)
+    chosen = wanted >= 0
+    picture, _ = chosen.nonzero(as_tuple=True)
+    logits = (model.detector.mask_decoder.mask_embedder(states) @ instance)[chosen]  # (M, hw)
+    masks = truth[picture, wanted[chosen]].flatten(1)
 
     target = batch.kinds == TARGET
     animal = (truth * target[..., None, None]).amax(1)
@@ -225,7 +225,7 @@ def prototype_losses(instance: Tensor, truth: Tensor, target: Tensor) -> dict[st
 
 def _outline_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """BCE and Dice losses of masks, per mask: (M, hw), (M, hw)."""
-    count = max(1, len(masks))
+    count, logits = max(1, len(masks)), logits.float()
     return {
         "mask": _MASK * F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum() / count,
         "dice": _DICE * dice(logits, masks).sum() / count,
@@ -244,7 +244,7 @@ def _dense_loss(proposals: Proposals, batch: Batch) -> Tensor:
     The heat map's loss is CenterNet's penalty-reduced focal loss. The boxes are FCOS's (Tian et al. 2019): a token that
     knows where its animal ends is what the decoder's attention can read a better box from.
     """
-    score = proposals.centers
+    score = proposals.centers.float()
     grid = round(score.shape[1] ** 0.5)
     target = batch.kinds == TARGET
     cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)

@@ -11,7 +11,7 @@ import csv
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from barnsight_export.errors import DataMissingError, ExportError, ExportUsageError
+from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
 from barnsight_export.train.muon import Muon
 
@@ -270,6 +270,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise DataMissingError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def average_checkpoints(paths: Sequence[Path], out: Path) -> None:
+    """Write a checkpoint whose networks are the mean of several runs', one of which began where another ended.
+
+    Such a mean is often better than either (Wortsman et al. 2022, arXiv:2203.05482). It is a start for other runs and
+    for `export`, and cannot be resumed: it has no optimizer. The training aids are the last one's.
+    Raises DataMissingError where a checkpoint is missing, DataError where they are not of the same networks.
+    """
+    states = [read_checkpoint(path) for path in paths]
+    first, last = states[0], states[-1]
+    for path, state in zip(paths, states, strict=True):
+        shapes = {name: value.shape for name, value in state["average"].items()}
+        if shapes != {name: value.shape for name, value in first["average"].items()}:
+            raise DataError(f"{path}: is not of the same networks as {paths[0]}; average runs of one preset")
+    mean = {
+        name: torch.stack([state["average"][name].double() for state in states]).mean(0).to(value.dtype)
+        for name, value in first["average"].items()
+    }
+    made = {"name": last["name"], "average": mean, "aids": last["aids"], "counters": last["counters"]}
+    write_whole(out, lambda file: torch.save(made, file), "free some space, then start again")
 
 
 class _Log:
