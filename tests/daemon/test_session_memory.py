@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from barnsight_engines.encoder import Features
 from barnsight_engines.masks import box_px, tight_boxes
-from barnsight_engines.propagator import MemoryTracker
+from barnsight_engines.propagator import Memories, MemoryTracker, Segmented
 from barnsight_engines.scripted_backend import painted, scripted_tracker
 from barnsightd.tracking.lifecycle import TrackingSettings
 from barnsightd.tracking.propagation import MemoryPropagator
@@ -238,6 +239,31 @@ def test_a_mask_that_promises_little_is_not_believed() -> None:
     believing = Film(SETTINGS).play(12, walks_unseen)  # the scripted tracker always promises an IoU of 1
     doubting = Film(replace(SETTINGS, recall_iou=1.01)).play(12, walks_unseen)
     assert (ids(believing[-1]), ids(doubting[-1])) == ([1, 2], [2])
+
+
+@pytest.mark.parametrize(("anothers_iou", "there"), [(0.5, 2), (1.01, 1)], ids=["as it is", "were it believed"])
+def test_a_pig_is_not_taken_for_the_one_that_lies_where_memory_finds_it(anothers_iou: float, there: int) -> None:
+    film = Film(replace(SETTINGS, lazy=False, anothers_iou=anothers_iou))
+    film.play(6, lambda t: {1: Pig(300, 300), 2: Pig(900, 500)})
+    reported = film.step({1: Pig(900, 500)})  # the first one is gone, and the second one looks like it
+    assert at(reported, Pig(900, 500)).track == there
+
+
+def test_memory_reaches_back_over_looks_and_not_over_the_frames_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    film, held = Film(replace(SETTINGS, detect_every=5)), []
+    segment = film.tracker.segment
+
+    def watched(features: Features, memories: Memories) -> Segmented:
+        slots = film.tracker.layout.slots
+        cells = memories.mem.shape[1]
+        held.append(int((memories.bias[0, 0, :cells].reshape(slots, -1)[:, 0] == 0).sum()))
+        return segment(features, memories)
+
+    monkeypatch.setattr(film.tracker, "segment", watched)
+    reported = film.play(23, lambda t: {1: Pig(250 + 30 * t, 300)})
+    assert ids(reported[-1]) == [1]
+    looks = 5  # on frames 0, 5, 10, 15 and 20; the first one is remembered for certain
+    assert held[-1] == looks
 
 
 def test_a_found_pig_keeps_the_margins_between_the_detectors_box_and_its_mask() -> None:

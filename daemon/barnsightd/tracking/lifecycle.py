@@ -32,11 +32,12 @@ class TrackingSettings:
     one, `sure_score` to begin a confirmed one. `kept_share` is how much of its area a detected mask must keep when
     each pixel has gone to one animal, `coast_share` the same for a mask that is only expected.
 
-    With memory, an animal is found where the mask promises an IoU of `recall_iou`. It is remembered for certain again
-    every `recondition_frames` where a detection of at least `recondition_score` fits what was expected to
-    `recondition_iou`. `lazy` looks only for animals that no detection explains, which takes an IoU of `explained_iou`
-    with where they were expected; between detections motion carries those that move slower than `rest_sizes_s`, in
-    lengths of their own a second. `memory_slots` keeps fewer frames than the tracker can use.
+    With memory, an animal is found where the mask promises an IoU of `recall_iou`, unless that is another one's place,
+    by an IoU of `anothers_iou`. It is remembered for certain again every `recondition_frames` where a detection of at
+    least `recondition_score` fits what was expected to `recondition_iou`. `lazy` looks only for animals that no
+    detection explains, which takes an IoU of `explained_iou` with where they were expected; between detections motion
+    carries those that move slower than `rest_sizes_s`, in lengths of their own a second. `memory_slots` keeps fewer
+    frames than the tracker can use.
     """
 
     fps: float = 6.0
@@ -49,6 +50,7 @@ class TrackingSettings:
     recondition_score: float = 0.8
     recondition_iou: float = 0.8
     recall_iou: float = 0.65
+    anothers_iou: float = 0.5
     rest_sizes_s: float = 0.5
     min_score: float = 0.3
     strong_score: float = 0.5

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from barnsight_engines.encoder import Features
-from barnsight_engines.masks import without_specks
+from barnsight_engines.masks import mask_iou, without_specks
 from barnsight_engines.propagator import MemoryTracker, certain
 from barnsightd.tracking.lifecycle import Target, TrackingSettings
 from barnsightd.tracking.memory import Impressions, MemoryBank
-from barnsightd.types import TrackSource
+from barnsightd.types import TrackSource, TrackState
 
 OUTSIDE_LOGIT = -10.0
 SPECK_SHARE = 16 / 288**2  # of the mask's pixels: SAM 3 cleans up to 16 at 288 x 288
@@ -64,7 +64,7 @@ class MemoryPropagator:
         self._impressions = Impressions(
             animals, self._bank.recent, width=positions.pointer_weight.shape[1], cells=layout.cells
         )
-        self._frame = -1
+        self._frame = self._look = -1
         self._pointers: dict[int, NDArray[np.float32]] = {}  # of this frame, by slot
 
     @property
@@ -77,33 +77,42 @@ class MemoryPropagator:
         self._bank.reserve()
         self._impressions.reserve()
 
-    def begin_frame(self, number: int) -> None:
-        """Turn to the frame that nominally has this number; two frames never share one, so that ages count up."""
-        self._frame = max(number, self._frame + 1)
+    def begin_frame(self, look: int | None) -> None:
+        """Turn to the next frame: the one of the detector's look that nominally has this number, or one between looks.
+
+        Two looks never share a number, so that ages count up. A frame between looks counts as if it were the next one.
+        """
+        if look is None:
+            self._frame = self._look + 1
+        else:
+            self._frame = self._look = max(look, self._look + 1)
         self._pointers.clear()
 
-    def seek(self, targets: Sequence[Target], features: Features, image_size: tuple[int, int]) -> None:
+    def seek(
+        self, targets: Sequence[Target], everyone: Sequence[Target], features: Features, image_size: tuple[int, int]
+    ) -> None:
         """Look for the animals on the frame of `features`; each target learns whether it was found, and where.
 
+        One that seems to be where another of `everyone` is expected was taken for it: motion carries it on.
         Raises EngineError.
         """
         self._encode([target.slot for target in targets])
         for first in range(0, len(targets), self._bank.batch):
             group = targets[first : first + self._bank.batch]
             seen = self._tracker.segment(features, self._bank.recall([t.slot for t in group], self._frame))
-            believed = (seen.presence > 0) & (seen.iou >= self._settings.recall_iou)
-            for target, logits, pointer, is_believed in zip(
-                group, seen.mask_logits, seen.pointers, believed, strict=True
-            ):
-                self._pointers[target.slot] = pointer
-                mask_logits = without_specks(logits, round(SPECK_SHARE * logits.size))
-                if is_believed and (mask_logits > 0).any():
+            promised = seen.iou >= self._settings.recall_iou
+            for row, target in enumerate(group):
+                mask_logits = without_specks(seen.mask_logits[row], round(SPECK_SHARE * seen.mask_logits[row].size))
+                if seen.presence[row] <= 0 or not (mask_logits > 0).any():
+                    target.lose_sight()
+                elif promised[row] and not self._is_anothers(mask_logits, target, everyone):
                     target.recall(mask_logits, image_size)
                 else:
-                    target.lose_sight()
+                    continue
+                self._pointers[target.slot] = seen.pointers[row]
 
     def remember(self, targets: Sequence[Target], features: Features) -> None:
-        """Remember this frame of the targets that were detected or sought on it. Raises EngineError.
+        """Remember this frame, a look of the detector, of the targets that were found or sought. Raises EngineError.
 
         A target that a detection explained was not sought, and leaves no pointer unless the frame is certain.
         """
@@ -119,6 +128,14 @@ class MemoryPropagator:
         """Empty the target's slot for another animal."""
         self._bank.forget(target.slot)
         self._impressions.forget(target.slot)
+
+    def _is_anothers(self, mask_logits: NDArray[np.float32], target: Target, everyone: Sequence[Target]) -> bool:
+        """Whether a mask lies where another animal in sight is expected, and more so than where `target` is."""
+        others = [other for other in everyone if other is target or other.state(self._settings) != TrackState.LOST]
+        places = np.stack([other.mask_logits > 0 for other in others])  # (N, h, w)
+        overlap = mask_iou(mask_logits[None] > 0, places)[0]  # (N,)
+        nearest = int(overlap.argmax())
+        return others[nearest] is not target and bool(overlap[nearest] >= self._settings.anothers_iou)
 
     def _encode(self, slots: Sequence[int]) -> None:
         """Make memories of what was seen of these animals."""

@@ -68,7 +68,7 @@ class Session:
         """
         if detections is not None:
             self._image_size = detections.image_size
-        self._expect(self._age(monotonic_ns))
+        self._expect(self._age(monotonic_ns, looked=detections is not None))
         sought = self._targets if not self.settings.lazy else []
         self._seek(sought, features)
         if detections is not None:
@@ -85,7 +85,7 @@ class Session:
         elif self.settings.lazy:
             self._seek([target for target in self._targets if not target.is_at_rest(self.settings)], features)
         self._suppress(monotonic_ns)
-        if self._memory is not None and features is not None:
+        if self._memory is not None and features is not None and detections is not None:
             self._memory.remember(self._targets, features)
         self._end([t for t in self._targets if t.is_over(monotonic_ns, self.settings)], TrackletEnd.LOST)
         return self._report(monotonic_ns)
@@ -100,14 +100,15 @@ class Session:
         self._end(list(self._targets), TrackletEnd.SESSION)
         return self.take_tracklets()
 
-    def _age(self, monotonic_ns: int) -> float:
+    def _age(self, monotonic_ns: int, *, looked: bool) -> float:
         """Set the clock; seconds since the last step."""
         if self._started_ns is None:
             self._started_ns = self._now_ns = monotonic_ns
         elapsed_s = max(monotonic_ns - self._now_ns, 0) * 1e-9
         self._now_ns = monotonic_ns
         if self._memory is not None:
-            self._memory.begin_frame(round((monotonic_ns - self._started_ns) * 1e-9 * self.settings.fps))
+            looks = (monotonic_ns - self._started_ns) * 1e-9 * self.settings.fps / self.settings.detect_every
+            self._memory.begin_frame(round(looks) if looked else None)
         return elapsed_s
 
     def _charge(self, monotonic_ns: int) -> float:
@@ -130,7 +131,7 @@ class Session:
         """Let memory look for animals; whether it did."""
         if self._memory is None or features is None or not targets:
             return False
-        self._memory.seek(targets, features, self._image_size)
+        self._memory.seek(targets, self._targets, features, self._image_size)
         return True
 
     def _match(self, detections: Detections) -> tuple[dict[int, int], NDArray[np.float32]]:
