@@ -4,8 +4,8 @@
     python benchmarks/tracking.py --quick --json
 
 Each clip is rendered by `barnsight-export simulate --split test`, followed by `barnsight replay` with the shipped model
-set, and judged by `barnsight-export evaluate tracking`. Clips and tracks that are there already are used again, so a
-run that was interrupted goes on where it stopped. Every figure is of the simulated barn.
+set, and judged by `barnsight-export evaluate tracking`. Clips that are there already are used again, and with `--resume`
+the tracks of a run that was stopped. Every figure is of the simulated barn.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
+
+from barnsight_engines.manifest import sha256_of
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,10 +81,13 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "tracking", help="clips and tracks")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--quick", action="store_true", help="two clips of the first group only")
+    parser.add_argument("--resume", action="store_true", help="keep the tracks of a run that was stopped")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     groups = {name: clips[:2] for name, clips in list(GROUPS.items())[:1]} if args.quick else GROUPS
     clips, tracks = args.work / "clips", args.work / "tracks"
+    if not args.resume:
+        shutil.rmtree(tracks, ignore_errors=True)
     results = {name: [judge(clip, args.models, clips, tracks) for clip in group] for name, group in groups.items()}
     table = to_markdown(groups, results, args.models)
     print(table)
@@ -94,8 +100,11 @@ def main() -> int:
 
 
 def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, Any]:
-    """Render a clip into the folder `clips`, follow it into `followed`; gives the figures of `evaluate tracking`."""
-    truth, tracks = render(clip, clips), followed / clip.name
+    """Render a clip into the folder `clips`, follow it into `followed`; gives the figures of `evaluate tracking`.
+
+    What this model set followed before is judged again as it is.
+    """
+    truth, tracks = render(clip, clips), followed / sha256_of(models / "manifest.json")[:12] / clip.name
     if not (tracks / "tracks.txt").exists():
         source = ["barnsight", "replay", truth / "clip.mp4", "--out", tracks]
         command([*source, "--species", clip.species, "--models", models])
