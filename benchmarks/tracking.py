@@ -4,8 +4,8 @@
     python benchmarks/tracking.py --quick --json
 
 Each clip is rendered by `barnsight-export simulate --split test`, followed by `barnsight replay` with the shipped model
-set, and judged by `barnsight-export evaluate tracking`. Clips that are there already are used again, and with `--resume`
-the tracks of a run that was stopped. Every figure is of the simulated barn.
+set, and judged by `barnsight-export evaluate tracking`. Clips that are there already are used again, and so are, with
+`--resume`, the tracks of a run that was stopped. Every figure is of the simulated barn.
 """
 
 from __future__ import annotations
