@@ -38,6 +38,7 @@ import psutil
 import torch
 from machine import describe_machine
 from numpy.typing import NDArray
+from slope import fit_slope
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.sam3_tracker_video import modeling_sam3_tracker_video as stock
@@ -333,9 +334,8 @@ class Slope(NamedTuple):
     @classmethod
     def of(cls, frames: Sequence[int], held_mb: Sequence[float]) -> Slope:
         """Least squares."""
-        (slope, _), covariance = np.polyfit(frames, held_mb, 1, cov=True)
-        reach = 1.96 * float(covariance[0, 0]) ** 0.5
-        return cls(float(slope), float(slope) - reach, float(slope) + reach)
+        slope, error = fit_slope(np.array(frames, np.float64), np.array(held_mb))
+        return cls(slope, slope - 1.96 * error, slope + 1.96 * error)
 
 
 @dataclass(frozen=True, slots=True)

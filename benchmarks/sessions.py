@@ -16,7 +16,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import os
 import statistics
 import sys
@@ -33,6 +32,7 @@ import torch
 from machine import describe_machine
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
+from slope import fit_slope
 from tracking import FPS, Clip, render
 
 from barnsight_engines.detector import Detections
@@ -267,14 +267,6 @@ def grow(session_bytes: Iterator[int], samples: int = 100) -> Growth:
     first = len(at) // 5
     slope, error = fit_slope(np.array(at[first:]) / 1000, np.array(rss[first:]))
     return Growth(frames, slope, (slope - 1.96 * error, slope + 1.96 * error), max(sizes), len(sizes) == 1)
-
-
-def fit_slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Least squares: slope and its standard error."""
-    away = x - x.mean()
-    slope = float((away * y).sum() / (away**2).sum())
-    rest = y - y.mean() - slope * away
-    return slope, math.sqrt(float((rest**2).sum()) / max(1, len(x) - 2) / float((away**2).sum()))
 
 
 def resident_bytes() -> int:

@@ -150,6 +150,11 @@ class MemoryTracker:
 
         return self._in_turns(run, len(mask_logits))
 
+    def close(self) -> None:
+        """Close every engine; a second call does nothing."""
+        for engine in (self._memory_attention, self._mask_decoder, self._memory_encoder, self._prompt_decoder):
+            engine.close()
+
     def _size(self, name: str, axis: int) -> int:
         """How long an axis of an input of memory attention is."""
         length = next(tensor.shape[axis] for tensor in self._memory_attention.spec.inputs if tensor.name == name)
@@ -158,11 +163,6 @@ class MemoryTracker:
 
     def _fitting_batch(self) -> int:
         return largest_batch(self._size("t1", 2) * self._size("t1", 3), self._size("bias", 2))
-
-    def close(self) -> None:
-        """Close every engine; a second call does nothing."""
-        for engine in (self._memory_attention, self._mask_decoder, self._memory_encoder, self._prompt_decoder):
-            engine.close()
 
     def _turns(self, count: int) -> list[slice]:
         return [slice(first, first + self.largest_batch) for first in range(0, count, self.largest_batch)]
