@@ -33,7 +33,7 @@ from barnsight_export.onnx.quantize import find_ranges, layers_of, with_int8
 from barnsight_export.precision import QUANTIZABLE
 
 PRESETS = ("nano", "orin", "orin-b")
-SHARED = {"orin-b": ("embedder",)}  # the same network as in `orin`
+SHARED = {"orin-b": ("embedder", "behavior")}  # the same networks as in `orin`
 TARGET = BuildSettings(target="SM86")
 
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from barnsight_engines.errors import ModelSetDataError, ModelSetMismatchError, ModelSetMissingError
 from barnsight_engines.spec import EngineSpec, TensorSpec
@@ -132,6 +132,15 @@ class Manifest(Entry):
             count = sum(engine.role == role for engine in engines)
             if count != 1 and (role in REQUIRED or count):
                 raise ValueError(f"needs one engine with the role '{role}', has {count}")
+        return engines
+
+    @field_validator("engines")
+    @classmethod
+    def _behaviors_are_named(cls, engines: tuple[EngineEntry, ...], info: ValidationInfo) -> tuple[EngineEntry, ...]:
+        classes = sum(engine.outputs[0].shape[-1] or 0 for engine in engines if engine.role == "behavior")
+        named = len(info.data.get("behaviors", ()))
+        if named != classes:
+            raise ValueError(f"the behavior engine tells {classes} behaviors apart, 'behaviors' names {named}")
         return engines
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from barnsight_export.checkpoints import embed_concepts, load, load_dinov3, load_sam3, read
 from barnsight_export.errors import DataError
+from barnsight_export.networks.behavior import BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
 from barnsight_export.networks.sam3 import NeckedTrunk, Sam3
 from barnsight_export.networks.tracker import Tracker, TrackerConfig
@@ -42,6 +43,13 @@ def assemble_embedder(dinov3: Path, config: EmbedderConfig | None = None) -> Emb
     embedder = Embedder(config or EmbedderConfig())
     load_dinov3(dinov3, embedder)
     return embedder.eval()
+
+
+def assemble_behavior(weights: Path, config: BehaviorConfig | None = None) -> BehaviorClassifier:
+    """A trained behavior classifier, by the keys of `BehaviorClassifier`; raises as `checkpoints.load` does."""
+    classifier = BehaviorClassifier(config or BehaviorConfig())
+    load(weights, classifier, read(weights))
+    return classifier.eval()
 
 
 def load_student(path: Path, model: Sam3) -> None:

@@ -95,6 +95,18 @@ def _missing_role(folder: Folder) -> None:
     folder.save()
 
 
+def _nameless_behaviors(folder: Folder) -> None:
+    detector = folder.manifest["engines"][1]
+    logits = {"name": "logits", "dtype": "float32", "shape": [None, 9]}
+    folder.manifest["engines"].append({**detector, "role": "behavior", "outputs": [logits]})
+    folder.save()
+
+
+def _behaviors_without_an_engine(folder: Folder) -> None:
+    folder.manifest["behaviors"] = ["standing", "lying"]
+    folder.save()
+
+
 def _missing_file(folder: Folder) -> None:
     (folder.path / "detector.onnx").unlink()
 
@@ -196,6 +208,8 @@ REFUSALS = [
     (_unknown_key, 78, "manifest.json", "thresholds.skore: Extra inputs are not permitted, got 0.5"),
     (_outside, 78, "manifest.json", "engines.0.file: String should match pattern"),
     (_missing_role, 78, "manifest.json", "needs one engine with the role 'detector', has 0"),
+    (_nameless_behaviors, 78, "manifest.json", "tells 9 behaviors apart, 'behaviors' names 0"),
+    (_behaviors_without_an_engine, 78, "manifest.json", "tells 0 behaviors apart, 'behaviors' names 2"),
     (_missing_file, 66, "detector.onnx", "No such file or directory; copy the model set again"),
     (_wrong_hash, 65, "encoder.onnx", "SHA-256 must be "),
     (_truncated, 65, "encoder.onnx", "ONNX Runtime cannot open it"),

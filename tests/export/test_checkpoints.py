@@ -27,10 +27,11 @@ from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoCon
 from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoModel
 
 from barnsight_export import checkpoints
-from barnsight_export.assemble import assemble_detection, assemble_embedder, assemble_tracker
+from barnsight_export.assemble import assemble_behavior, assemble_detection, assemble_embedder, assemble_tracker
 from barnsight_export.checkpoints import TextEncoder, embed_concepts, load_dinov3, load_sam3, load_tiny_vit, read
 from barnsight_export.cli import main
 from barnsight_export.errors import DataError, DataMissingError
+from barnsight_export.networks.behavior import BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
 from barnsight_export.networks.sam3 import Detector, DetectorConfig, NeckedTrunk
 from barnsight_export.networks.student import TrunkStudent, TrunkStudentConfig
@@ -347,10 +348,28 @@ def test_an_embedder_is_ready_for_export(tmp_path: Path) -> None:
     assert torch.equal(embedder.backbone.embeddings.cls_token, weights["embeddings.cls_token"])
 
 
+def test_a_behavior_classifier_is_ready_for_export(tmp_path: Path) -> None:
+    config = BehaviorConfig(features=8, hidden=4)
+    weights = BehaviorClassifier(config).state_dict()
+    classifier = assemble_behavior(write(tmp_path / "behavior.safetensors", weights), config)
+    assert not classifier.training
+    assert torch.equal(classifier.lstm.weight_hh_l0_reverse, weights["lstm.weight_hh_l0_reverse"])
+    with pytest.raises(DataError, match="does not fit BehaviorClassifier"):
+        assemble_behavior(tmp_path / "behavior.safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--preset", "orin", "--student", "s.safetensors"), "--student needs --sam3"),
+        (
+            ("--preset", "orin", "--student", "s.safetensors", "--behavior", "b.safetensors"),
+            "--behavior needs --dinov3",
+        ),
+        (
+            ("--preset", "orin", "--random-weights", "--behavior", "b.safetensors"),
+            "--random-weights takes the place of",
+        ),
         (("--preset", "nano", "--student", "s.safetensors"), "choose --preset orin or orin-b"),
         (("--preset", "orin", "--random-weights", "--dinov3", "d"), "--random-weights takes the place of"),
     ],

@@ -17,9 +17,11 @@ pytest.importorskip("transformers")
 
 from torch import Tensor, nn
 
+from barnsight_engines.certificate import STANDING_ALONE
 from barnsight_engines.spec import TensorSpec
 from barnsight_export.errors import OutputError, ParityError
 from barnsight_export.files import written_aside
+from barnsight_export.networks.behavior import BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.tracker import TrackerConfig
 from barnsight_export.onnx import roles
@@ -38,6 +40,7 @@ SMALL = TrackerConfig(
     memories=3,
     pointer_frames=3,
 )
+WINDOW = BehaviorConfig(features=8, hidden=6)
 _, SLOTS, POINTERS = SMALL.layout
 TOKENS = SLOTS * 16 + POINTERS * 2
 ATTENTION_INPUTS = ("t1", "mem", "mempos", "ptr", "ptrpos", "bias")
@@ -79,7 +82,11 @@ def doubling() -> Graph:
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, Graph]:
     tracker = random_tracker(SMALL)
-    small = (*roles.tracker_graphs(tracker), roles.embedder(scatter(Crops())))
+    small = (
+        *roles.tracker_graphs(tracker),
+        roles.embedder(scatter(Crops())),
+        roles.behavior(scatter(BehaviorClassifier(WINDOW))),
+    )
     return {graph.role: graph for graph in small}
 
 
@@ -113,6 +120,7 @@ SHAPES = {  # by role: inputs, outputs; None is the open batch
     ),
     "prompt_decoder": ({"t1": (1, 32, 4, 4), "mask": (None, 1, 16, 16)}, {"ptr": (None, 32)}),
     "embedder": ({"crops": (None, 3, 224, 224)}, {"cls": (None, 8), "patch_mean": (None, 8)}),
+    "behavior": ({"window": (None, 3, 8)}, {"logits": (None, 9)}),
 }
 
 
@@ -218,7 +226,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
 
 def test_a_golden_run_hands_maps_on_and_names_the_rest_by_role(graphs: dict[str, Graph]) -> None:
     golden = golden_run(list(graphs.values()), {})
-    assert {name: value.shape for name, value in golden.items() if name.split(".")[0] != "embedder"} == {
+    assert {name: value.shape for name, value in golden.items() if name.split(".")[0] not in STANDING_ALONE} == {
         "t1": (1, 32, 4, 4),
         "t2": (1, 8, 8, 8),
         "t4": (1, 4, 16, 16),

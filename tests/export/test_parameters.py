@@ -42,6 +42,7 @@ def test_the_figures_are_the_papers(table: dict[str, float]) -> None:
     assert table["teacher_system"] == pytest.approx(465.78e6, abs=0.01e6)
     assert table["detector"] == pytest.approx(24.53e6, abs=0.01e6)
     assert table["embedder"] == pytest.approx(21.6e6, abs=0.05e6)
+    assert table["behavior"] == pytest.approx(0.56e6, abs=0.005e6)
 
 
 def test_the_sums_add_up(table: dict[str, float]) -> None:

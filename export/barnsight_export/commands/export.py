@@ -47,6 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--tracker", type=Path, metavar="FILE", help="checkpoint.pt of a tracker over --checkpoint")
     parser.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: tracker, and heads for --student")
     parser.add_argument("--dinov3", type=Path, metavar="DIR", help="facebook/dinov3-vits16…: the embedder")
+    parser.add_argument(
+        "--behavior", type=Path, metavar="FILE", help="behavior.safetensors: the classifier over --dinov3"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the model set")
     parser.add_argument("--data", type=Path, help="folder with val/, to choose the score threshold and golden input on")
     parser.add_argument("--trained-on", default="simulated barns only", help="what the manifest says of the data")
@@ -120,17 +123,23 @@ def _trained_tracker(args: argparse.Namespace, preset: Preset) -> dict[str, Any]
 
 def _public_networks(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     """The engines besides encoder and detector, and the tracker that some of them are of."""
-    if preset.name.startswith("nano") and (args.student or args.sam3 or args.dinov3):
-        raise ExportUsageError("--student, --sam3 and --dinov3 are of SAM 3's size: choose --preset orin or orin-b")
+    if preset.name.startswith("nano") and (args.student or args.sam3 or args.dinov3 or args.behavior):
+        raise ExportUsageError(
+            "--student, --sam3, --dinov3 and --behavior are of SAM 3's size: choose --preset orin or orin-b"
+        )
+    if args.behavior is not None and args.dinov3 is None:
+        raise ExportUsageError("--behavior needs --dinov3: the embedder that its windows are made of")
     if args.sam3 is None and args.dinov3 is None:
         return {}
-    from barnsight_export.assemble import assemble_embedder, assemble_tracker
+    from barnsight_export.assemble import assemble_behavior, assemble_embedder, assemble_tracker
     from barnsight_export.onnx import roles
 
     tracker = assemble_tracker(args.sam3, preset.tracker) if args.sam3 and preset.tracker else None
     more = [*(roles.tracker_graphs(tracker) if tracker else ())]
     if args.dinov3 is not None:
         more.append(roles.embedder(assemble_embedder(args.dinov3)))
+    if args.behavior is not None:
+        more.append(roles.behavior(assemble_behavior(args.behavior)))
     return {"more": more, "tracker": tracker}
 
 
@@ -138,8 +147,8 @@ def _export_random(args: argparse.Namespace, preset: Preset) -> None:
     from barnsight_export.onnx.export import export_model_set
     from barnsight_export.onnx.random_weights import random_networks
 
-    if args.sam3 is not None or args.dinov3 is not None:
-        raise ExportUsageError("--random-weights takes the place of --sam3 and --dinov3: leave them out")
+    if args.sam3 is not None or args.dinov3 is not None or args.behavior is not None:
+        raise ExportUsageError("--random-weights takes the place of --sam3, --dinov3 and --behavior: leave them out")
     if args.data is not None:
         raise ExportUsageError("--data chooses a threshold for trained weights; leave it out with --random-weights")
     networks = random_networks(preset, _SEED)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.models.sam3_tracker_video.configuration_sam3_tracker_video import Sam3TrackerVideoConfig
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoModel
 
+from barnsight_export.networks.behavior import BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
 from barnsight_export.networks.sam3 import Detector, DetectorConfig
 from barnsight_export.networks.student import NeckStudent, NeckStudentConfig, TrunkStudent, TrunkStudentConfig
@@ -29,6 +30,7 @@ PAPER: dict[str, float] = {
     "teacher_system": 465.78e6,
     "ratio": 7.77,
     "embedder": 21.6e6,
+    "behavior": 0.56e6,
 }
 
 
@@ -50,6 +52,7 @@ class Parameters:
     teacher_system: int
     detector: int
     embedder: int
+    behavior: int
 
     @property
     def system(self) -> int:
@@ -95,4 +98,5 @@ def count_parameters(student: TrunkStudentConfig | NeckStudentConfig, detector: 
             teacher_system=count(teacher),
             detector=count(Detector(detector)),
             embedder=count(Embedder(EmbedderConfig())),
+            behavior=count(BehaviorClassifier(BehaviorConfig())),
         )

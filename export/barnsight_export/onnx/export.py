@@ -1,7 +1,7 @@
 """Networks to a model set, whole or not at all: ONNX engines, prompts, golden inputs and outputs, and the manifest.
 
 The split into engines follows SAM 3's streaming use: the encoder runs once a frame, the detector once per concept, the
-tracker's parts once per frame for all animals together, the embedder for a few crops at a time.
+tracker's parts once per frame for all animals together, embedder and behavior for a few animals at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from barnsight_engines.manifest import (
     sha256_of,
 )
 from barnsight_export.files import written_aside
+from barnsight_export.networks.behavior import BEHAVIORS
 from barnsight_export.networks.compact import PyramidEncoder
 from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.networks.student import EncoderMaps
@@ -85,10 +86,11 @@ def export_model_set(
 
     `score` is the least score of a detection that a daemon trusts.
     `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. `more` are
-    further engines: those of `tracker`, an embedder; `neck` is the tracker's over a compact student. `seeds` draw the
-    fresh random inputs, and `report` hears of each engine once it is compared on them. Raises ParityError where ONNX
-    Runtime and PyTorch differ by more than `RELATIVE_TOLERANCE` of an output's largest value, or by more than
-    `tolerance` itself; OutputError where the folder cannot be written. `folder` is then as it was.
+    further engines: those of `tracker`, an embedder, a behavior classifier; `neck` is the tracker's over a compact
+    student. `seeds` draw the fresh random inputs, and `report` hears of each engine once it is compared on them.
+    Raises ParityError where ONNX Runtime and PyTorch differ by more than `RELATIVE_TOLERANCE` of an output's largest
+    value, or by more than `tolerance` itself; OutputError where the folder cannot be written. `folder` is then as it
+    was.
     """
     model = model.eval()
     graphs = (*detection_graphs(model, preset, neck), *more)
@@ -212,7 +214,7 @@ def _manifest(
         concepts=ConceptsEntry(
             file="concepts.npz", sha256=sha256_of(folder / "concepts.npz"), names=model.concept_names
         ),
-        behaviors=(),
+        behaviors=BEHAVIORS if any(graph.role == "behavior" for graph in graphs) else (),
         thresholds=Thresholds(score=score, nms_iou=0.5),
         engines=tuple(engine(graph) for graph in graphs),
         golden=FileEntry(file="golden.npz", sha256=sha256_of(folder / "golden.npz")),

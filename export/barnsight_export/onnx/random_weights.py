@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from barnsight_export.networks.behavior import BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.dinov3 import Embedder, EmbedderConfig
 from barnsight_export.networks.sam3 import PyramidConfig, Sam3
 from barnsight_export.networks.tracker import Tracker, TrackerConfig
@@ -28,14 +29,15 @@ class Networks:
 
 
 def random_networks(preset: Preset, seed: int = 0) -> Networks:
-    """A preset's networks by lot. Those of SAM 3's size have its tracker and DINOv3; small ones stand alone."""
+    """A preset's networks by lot. Those of SAM 3's size have all engines; small ones have two."""
     torch.manual_seed(seed)
     detection = preset.build().eval()
     if isinstance(preset.student, PyramidConfig) or preset.tracker is None:
         return Networks(detection, None, ())
     tracker = random_tracker(preset.tracker, seed)
-    embedder = scatter(Embedder(EmbedderConfig()), seed)
-    return Networks(detection, tracker, (*roles.tracker_graphs(tracker), roles.embedder(embedder)))
+    appearance = roles.embedder(scatter(Embedder(EmbedderConfig()), seed))
+    behavior = roles.behavior(scatter(BehaviorClassifier(BehaviorConfig()), seed))
+    return Networks(detection, tracker, (*roles.tracker_graphs(tracker), appearance, behavior))
 
 
 @torch.no_grad()

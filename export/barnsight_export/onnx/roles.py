@@ -7,6 +7,7 @@
     memory_encoder    t1, mask (B, 1, 4G, 4G), obj (B, 1)                   -> mem (B, N, D)
     prompt_decoder    t1, mask (B, 1, 4G, 4G)                               -> ptr (B, C)
     embedder          crops (B, 3, 224, 224)                                -> cls (B, E), patch_mean (B, E)
+    behavior          window (B, T, E)                                      -> logits (B, 9)
 
 Maps: `d4`, `d2`, `d1` are (1, C, 4G, 4G), (1, C, 2G, 2G) and (1, C, G, G) for the detector; `t4`, `t2`, `t1` have
 C/8, C/4 and C channels for the tracker. N = G² cells.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from barnsight_engines.propagator import MASKED
+from barnsight_export.networks.behavior import BehaviorClassifier
 from barnsight_export.networks.sam3 import PROMPT_TOKENS, Detection, Detector
 from barnsight_export.networks.tracker import (
     MaskDecoder,
@@ -133,6 +135,16 @@ def embedder(network: nn.Module) -> Graph:
         return {"crops": torch.randn((batch, 3, CROP_SIZE, CROP_SIZE), generator=_generator(seed))}
 
     return Graph("embedder", network, draw, ("cls", "patch_mean"), ("crops",))
+
+
+def behavior(network: BehaviorClassifier) -> Graph:
+    """What each animal does, by its window of embeddings."""
+    config = network.config
+
+    def draw(seed: int, batch: int) -> Mapping[str, Tensor]:
+        return {"window": torch.randn((batch, config.window, config.features), generator=_generator(seed))}
+
+    return Graph("behavior", network, draw, ("logits",), ("window",))
 
 
 def tracker_graphs(tracker: Tracker) -> tuple[Graph, ...]:
