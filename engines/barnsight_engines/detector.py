@@ -3,7 +3,8 @@
 After SAM 3 (Carion et al. 2025): a query's score is σ(logit) σ(presence), where presence says whether the concept
 is in the picture at all. Duplicates are found on masks: animals that lie side by side do not overlap although
 their boxes do. Boxes are those of the box head, which places an edge within a fraction of a cell, while the mask
-grid is as coarse as 16 pixels of a 1280 x 720 frame.
+grid is as coarse as 16 pixels of a 1280 x 720 frame. But of an animal that another one half hides, the box head
+guesses what cannot be seen: there the mask says where the box ends.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from barnsight_engines.backend import Backend
 from barnsight_engines.encoder import Features
 from barnsight_engines.errors import EngineError, ModelSetMismatchError
 from barnsight_engines.manifest import Thresholds
-from barnsight_engines.masks import areas, intersections
+from barnsight_engines.masks import areas, intersections, tight_boxes
 from barnsight_engines.preprocess import boxes_to_image
 
 BOX_MARGIN = 0.05  # of the box's sides
+MASK_MARGIN = 0.12  # of the sides of the mask's own box, and half a cell of the grid on top
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def decode(
     """The detector's raw outputs as detections: score, cut, order, drop empty masks and duplicates.
 
     A mask ends at its own box, give or take `BOX_MARGIN`: what it covers beyond is another animal of the same coat.
+    Then the box ends at that mask, give or take `MASK_MARGIN`.
 
     `outputs` are boxes (1, K, 4) xyxy in 0..1, logits (1, K), presence (1, 1) and masks (1, K, h, w) logits.
     Raises EngineError where a box or a score is not a number.
@@ -113,7 +116,7 @@ def decode(
     visible = np.flatnonzero(masks.any(axis=(1, 2)))
     kept = visible[distinct(masks[visible], thresholds.nms_iou, thresholds.containment)]
     return Detections(
-        boxes_px=boxes_to_image(boxes[kept], image_size),
+        boxes_px=boxes_to_image(near_masks(boxes[kept], masks[kept]), image_size),
         scores=scores[order[kept]],
         mask_logits=logits[kept],
         image_size=image_size,
@@ -128,6 +131,16 @@ def within_boxes(mask_logits: NDArray[np.float32], boxes: NDArray[np.float32]) -
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     inside = ((y >= y0) & (y <= y1))[:, :, None] & ((x >= x0) & (x <= x1))[:, None, :]  # (N, h, w)
     return np.where(inside, mask_logits, -np.abs(mask_logits))
+
+
+def near_masks(boxes: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Boxes (N, 4), xyxy in 0..1, whose edges are brought near to those of their masks (N, h, w), none of it empty."""
+    height, width = masks.shape[1:]
+    cells = np.array([width, height, width, height], np.float32)
+    seen = tight_boxes(masks)  # (N, 4) in cells
+    sides = np.tile(seen[:, 2:] - seen[:, :2], 2)
+    margin = MASK_MARGIN * sides + 0.5
+    return np.clip(boxes, (seen - margin) / cells, (seen + margin) / cells)
 
 
 def distinct(masks: NDArray[np.bool_], iou: float, containment: float) -> list[int]:

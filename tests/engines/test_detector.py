@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from barnsight_engines.detector import Detections, Detector, decode, distinct, within_boxes
+from barnsight_engines.detector import Detections, Detector, decode, distinct, near_masks, within_boxes
 from barnsight_engines.errors import EngineError
 from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import tight_boxes
@@ -115,6 +115,20 @@ class Recorder:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def test_a_box_ends_at_its_mask_give_or_take_a_margin() -> None:
+    seen = mask(10, 10, 30, 20)[None] > 0  # of cells in a grid of 40: 20 wide, 10 high
+    guessed = np.array([[2, 9, 29, 20.1]], np.float32) / 40
+    left, top, right, bottom = near_masks(guessed, seen)[0] * 40
+    assert left == pytest.approx(10 - 0.12 * 20 - 0.5)  # what another animal hides is no part of the box
+    assert (top, right, bottom) == pytest.approx((9, 29, 20.1))  # finer than the grid
+
+
+def test_a_box_smaller_than_its_mask_grows_to_it() -> None:
+    seen = mask(10, 10, 30, 20)[None] > 0
+    grown = near_masks(np.array([[0.45, 0.3, 0.5, 0.4]], np.float32), seen)[0] * 40
+    np.testing.assert_allclose(grown, [10 + 2.4 + 0.5, 10 + 1.2 + 0.5, 30 - 2.4 - 0.5, 20 - 1.2 - 0.5], rtol=1e-5)
 
 
 def test_maps_that_serve_the_tracker_alone_are_not_handed_to_the_detector() -> None:
