@@ -161,6 +161,7 @@ class Pipeline:
             {"encoder": encoded.duration_ns, **watch.laps_ns},
             tracklets=self._ended.pop(frame.camera, ()) + opened.session.take_tracklets(),
             session_bytes=opened.session.size_bytes,
+            waiting=opened.session.waiting,
         )
 
     def set_cameras(self, cameras: Mapping[str, CameraSettings]) -> None:

@@ -135,7 +135,7 @@ class FrameResult:
     """Everything the pipeline made of one frame: its tracks, its records, and how long each stage took.
 
     `stage_ns` maps encoder, detector, tracking and records to nanoseconds. `tracklets` ended since the camera's last
-    frame; `session_bytes` is what its session's memory takes.
+    frame; `session_bytes` is what its session's memory takes; `waiting` animals found every track taken.
     """
 
     frame: Frame
@@ -144,3 +144,4 @@ class FrameResult:
     stage_ns: dict[str, int]
     tracklets: tuple[Tracklet, ...] = ()
     session_bytes: int = 0
+    waiting: int = 0

@@ -26,7 +26,10 @@ from barnsightd.types import Frame, FrameResult
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SUFFIXES = ("_total", "_seconds", "_bytes", "_info", "_celsius", "_watts", "_ratio", "_cosine")
-COUNTS = ("camera_up", "camera_fps", "tracks_active", "queue_length", "store_degraded", "store_damaged_spans")
+COUNTS = (
+    *("camera_up", "camera_fps", "tracks_active", "tracks_waiting"),
+    *("queue_length", "store_degraded", "store_damaged_spans"),
+)
 FORBIDDEN_UNITS = re.compile(r"_(ms|milliseconds|mb|kb|percent|minutes)(_|$)")
 FORBIDDEN_LABELS = {"animal", "track", "session", "url", "source"}
 
@@ -46,9 +49,9 @@ def families(registry: CollectorRegistry) -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
-def result(camera: str = "pen-1", tracks: int = 3, **stages_ns: int) -> FrameResult:
+def result(camera: str = "pen-1", tracks: int = 3, waiting: int = 0, **stages_ns: int) -> FrameResult:
     frame = Frame(camera, 0, 0, 0, np.zeros((4, 4, 3), np.uint8))
-    return FrameResult(frame, (None,) * tracks, (None,) * tracks, stages_ns)  # type: ignore[arg-type]
+    return FrameResult(frame, (None,) * tracks, (None,) * tracks, stages_ns, waiting=waiting)  # type: ignore[arg-type]
 
 
 def test_every_name_keeps_the_rules_of_prometheus(registry: CollectorRegistry, metrics: Metrics) -> None:
@@ -78,7 +81,7 @@ def test_a_frame_is_followed_from_the_decoder_to_its_records(registry: Collector
     metrics.up("pen-1")
     metrics.frame_decoded("pen-1")
     metrics.frame_dropped("pen-1", "superseded")
-    metrics.frame_done(result("pen-1", tracks=3, encoder=20_000_000, tracking=1_000_000), age_s=0.08)
+    metrics.frame_done(result("pen-1", tracks=3, waiting=2, encoder=20_000_000, tracking=1_000_000), age_s=0.08)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, labels)
@@ -88,6 +91,7 @@ def test_a_frame_is_followed_from_the_decoder_to_its_records(registry: Collector
     assert value("barnsight_camera_frames_total", camera="pen-1", stage="processed") == 1
     assert value("barnsight_camera_frames_dropped_total", camera="pen-1", reason="superseded") == 1
     assert value("barnsight_tracks_active", camera="pen-1") == 3
+    assert value("barnsight_tracks_waiting", camera="pen-1") == 2
     assert value("barnsight_observations_total", camera="pen-1") == 3
     assert value("barnsight_frame_age_seconds_bucket", le="0.1") == 1
     assert value("barnsight_frame_age_seconds_bucket", le="0.075") == 0
@@ -97,6 +101,7 @@ def test_a_frame_is_followed_from_the_decoder_to_its_records(registry: Collector
     metrics.down("pen-1", "silence")
     assert value("barnsight_camera_up", camera="pen-1") == 0
     assert value("barnsight_tracks_active", camera="pen-1") == 0
+    assert value("barnsight_tracks_waiting", camera="pen-1") == 0
 
 
 def test_reasons_that_nobody_foresaw_share_one_series(registry: CollectorRegistry, metrics: Metrics) -> None:

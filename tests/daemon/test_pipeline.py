@@ -157,6 +157,12 @@ def test_a_session_of_a_model_set_with_a_tracker_has_a_memory_unless_it_is_switc
     assert sizes[False] == [0, 0, 0]
 
 
+def test_a_pig_for_which_there_is_no_slot_is_said_to_wait() -> None:
+    pipeline, _ = make_pipeline(replace(SETTINGS, tracking=TrackingSettings(fps=5.0, max_objects=0)))
+    result = step(pipeline, make_frame(0, 0.0))
+    assert (result.tracks, result.waiting) == ((), 1)
+
+
 def test_a_frame_of_a_camera_that_was_taken_out_while_it_was_encoded_gives_nothing() -> None:
     pipeline, pig = make_pipeline()
     encoded = pipeline.encode(make_frame(0, 0.0))

@@ -129,6 +129,12 @@ class Metrics:
         self.tracks_active = Gauge(
             "barnsight_tracks_active", "Animals followed on the last frame.", ["camera"], registry=registry
         )
+        self.tracks_waiting = Gauge(
+            "barnsight_tracks_waiting",
+            "Animals that the detector last saw and nobody follows: tracking.max_objects are followed already.",
+            ["camera"],
+            registry=registry,
+        )
         self.session_memory = Gauge(
             "barnsight_session_memory_bytes",
             "What is reserved to remember the animals of the running session; 0 without a tracker.",
@@ -256,6 +262,7 @@ class Metrics:
         if camera in self._rates:
             self.camera_up.labels(camera).set(0)
             self.tracks_active.labels(camera).set(0)
+            self.tracks_waiting.labels(camera).set(0)
 
     def frame_done(self, result: FrameResult, age_s: float) -> None:
         """Note a frame that went all the way to its records, `age_s` seconds after it was decoded."""
@@ -264,6 +271,7 @@ class Metrics:
             rate.tick()
             self.camera_frames.labels(camera, "processed").inc()
             self.tracks_active.labels(camera).set(len(result.tracks))
+            self.tracks_waiting.labels(camera).set(result.waiting)
             self.observations.labels(camera).inc(len(result.observations))
             self.session_memory.labels(camera).set(result.session_bytes)
             for tracklet in result.tracklets:
@@ -312,7 +320,13 @@ class Metrics:
     def _add(self, camera: str) -> None:
         rate = Rate(self._clock_ns)
         self.camera_fps.labels(camera).set_function(rate.per_second)
-        for gauge in (self.camera_up, self.camera_last_frame, self.tracks_active, self.session_memory):
+        for gauge in (
+            self.camera_up,
+            self.camera_last_frame,
+            self.tracks_active,
+            self.tracks_waiting,
+            self.session_memory,
+        ):
             gauge.labels(camera)
         for end in TrackletEnd:
             self.tracklets.labels(camera, end.value)
@@ -332,6 +346,7 @@ class Metrics:
             self.camera_fps,
             self.camera_last_frame,
             self.tracks_active,
+            self.tracks_waiting,
             self.session_memory,
         ):
             metric.remove(camera)

@@ -29,16 +29,13 @@ class Session:
     """Follows the animals of one camera; one thread steps it, frame by frame.
 
     `session` is the number that the store gave this session; `memory` is its own, of no other session. `waiting` is how
-    many detections of the last frame asked for a track and found all `max_objects` slots taken; `turned_away` sums them
-    over the session; `cuts` counts changes of the scene, at which every track ends.
+    many detections, when the detector last looked, asked for a track and found all `max_objects` slots taken.
     """
 
     def __init__(self, settings: TrackingSettings, *, session: int, memory: MemoryPropagator | None = None) -> None:
         self.settings = settings
         self.session = session
         self.waiting = 0
-        self.turned_away = 0
-        self.cuts = 0
         self._memory = memory
         self._targets: list[Target] = []
         self._over: list[Tracklet] = []
@@ -178,7 +175,6 @@ class Session:
 
     def _cut(self) -> None:
         """End every track: what is seen from now on are other animals, or the same ones that identity must tell."""
-        self.cuts += 1
         self._end(list(self._targets), TrackletEnd.CUT)
 
     def _end(self, targets: Sequence[Target], end: TrackletEnd) -> None:
@@ -244,7 +240,6 @@ class Session:
         """New targets for the candidates, as far as there are slots; the weakest wait for the next frame."""
         free_slots = self.settings.max_objects - len(self._targets)
         self.waiting = max(len(candidates) - free_slots, 0)
-        self.turned_away += self.waiting
         slots = sorted(set(range(self.settings.max_objects)) - {target.slot for target in self._targets})
         for slot, d in zip(slots, candidates, strict=False):
             target = Target.born(self._next_track, slot, now_ns, *_detection(detections, d), self.settings)
