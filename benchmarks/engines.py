@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from barnsight_engines.detector import Detections, decode
 from barnsight_engines.errors import EngineError
 from barnsight_engines.loader import load_model_set
-from barnsight_engines.masks import encode_rle, to_image
+from barnsight_engines.masks import encode_rle, to_window
 from barnsight_engines.preprocess import to_input
 from barnsight_engines.scripted_backend import raw_outputs
 
@@ -79,7 +79,7 @@ def measure(models: Path, threads: int | None, *, runs: int) -> dict[str, Any]:
         }
     frame_ms = sum(stages_ms.values())
     host_ms = stages_ms["resize"] + stages_ms["decode"]
-    masks = [to_image(logits, FRAME_PX) for logits in pen.mask_logits]
+    windows = [to_window(logits, FRAME_PX) for logits in pen.mask_logits]
     return {
         "benchmark": "engines",
         "fps": round(1000 / frame_ms, 2),
@@ -88,9 +88,11 @@ def measure(models: Path, threads: int | None, *, runs: int) -> dict[str, Any]:
         "stages_ms": {stage: round(duration_ms, 3) for stage, duration_ms in stages_ms.items()},
         "records_ms": {
             "masks_in_frame": round(
-                _median_ms(lambda: [to_image(logits, FRAME_PX) for logits in pen.mask_logits], runs), 3
+                _median_ms(lambda: [to_window(logits, FRAME_PX) for logits in pen.mask_logits], runs), 3
             ),
-            "run_lengths": round(_median_ms(lambda: [encode_rle(mask) for mask in masks], runs), 3),
+            "run_lengths": round(
+                _median_ms(lambda: [encode_rle(window, FRAME_PX, corner) for window, corner in windows], runs), 3
+            ),
         },
         "load_ms": round(load_ms, 1),
         "model_set": f"{manifest.name}@{loaded.hash}",

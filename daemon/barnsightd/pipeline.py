@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from barnsight_engines.detector import Detections
-from barnsight_engines.masks import area_px, encode_rle, to_image
+from barnsight_engines.masks import encode_rle, to_window
 from barnsight_engines.propagator import MemoryTracker
 from barnsightd.tracking.lifecycle import TrackingSettings
 from barnsightd.tracking.propagation import MemoryPropagator
@@ -209,7 +209,7 @@ class Pipeline:
 
     def _observe(self, frame: Frame, session: int, track: Track, keep_mask: bool) -> Observation:
         height, width = frame.image.shape[:2]
-        mask = to_image(track.mask_logits, (height, width)) if keep_mask else None  # (h, w) -> (H, W)
+        window, corner = to_window(track.mask_logits, (height, width))  # of the frame, as large as the animal
         x0, y0, x1, y1 = (float(edge) for edge in track.box_px)
         return Observation(
             camera=frame.camera,
@@ -219,8 +219,8 @@ class Pipeline:
             track=track.track,
             animal=None,
             box_px=(x0, y0, x1, y1),
-            area_px=float(area_px(track.mask_logits, (height, width))),
-            mask_rle=b"" if mask is None else encode_rle(mask),
+            area_px=float(np.count_nonzero(window)),
+            mask_rle=encode_rle(window, (height, width), corner) if keep_mask else b"",
             mask_size=(height, width),
             score=track.score,
             state=track.state,

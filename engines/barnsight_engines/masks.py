@@ -59,16 +59,11 @@ def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def to_image(mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Enlarge one mask to the frame: (h, w) logits -> (H, W) bool, in column order as run-length codes want it."""
-    mask = np.zeros(image_size, np.bool_, order="F")
+    """Enlarge one mask to the frame: (h, w) logits -> (H, W) bool."""
+    mask = np.zeros(image_size, np.bool_)
     window, (top, left) = to_window(mask_logits, image_size)
     mask[top : top + window.shape[0], left : left + window.shape[1]] = window
     return mask
-
-
-def area_px(mask_logits: NDArray[np.float32], image_size: tuple[int, int]) -> int:
-    """Count the frame's pixels that one mask covers, without enlarging more than its blob."""
-    return int(np.count_nonzero(to_window(mask_logits, image_size)[0]))
 
 
 def to_window(
@@ -111,10 +106,25 @@ def without_specks(mask_logits: NDArray[np.float32], largest: int) -> NDArray[np
     return cleaned.astype(np.float32, copy=False)
 
 
-def encode_rle(mask: NDArray[np.bool_]) -> bytes:
-    """Compress a mask (H, W) to COCO's run-length string (column-major)."""
-    counts: bytes = coco.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
-    return counts
+def encode_rle(
+    mask: NDArray[np.bool_], image_size: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0)
+) -> bytes:
+    """Compress a frame's mask to COCO's run-length string (column-major).
+
+    `mask` (h, w) is what lies at `corner` (top, left) of the frame (H, W), the rest of which is empty, or the whole.
+    """
+    (height, width), (top, left) = image_size or mask.shape, corner
+    edges = np.diff(np.pad(mask, ((1, 1), (0, 0))).view(np.int8), axis=0)  # (h + 1, w): a run begins, or is over
+    columns, rows = np.nonzero(edges.T)
+    turns = (left + columns) * height + top + rows
+    goes_on = turns[1:-1:2] == turns[2::2]  # from the bottom of the frame at the top of the next column
+    kept = np.ones(len(turns), np.bool_)
+    kept[1:-1:2] = kept[2::2] = ~goes_on
+    counts = np.diff(turns[kept], prepend=0, append=height * width).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    code: bytes = coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)["counts"]
+    return code
 
 
 def decode_rle(counts: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
