@@ -21,6 +21,7 @@ from barnsight_engines.errors import EngineError, ModelSetDataError, ModelSetMis
 from barnsight_engines.loader import load_model_set
 from barnsight_engines.manifest import TRACKER, read_arrays
 from barnsight_engines.onnx_backend import OnnxBackend
+from barnsight_export.networks.behavior import BEHAVIORS, BehaviorClassifier, BehaviorConfig
 from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import DetectorConfig
 from barnsight_export.networks.tracker import TrackerConfig, TrackerNeck
@@ -57,7 +58,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     tracker = random_tracker(
         TrackerConfig(grid=4, width=16, memory_width=8, attention_layers=1, feed_forward=32, decoder_heads=2)
     )
-    more, folder = roles.tracker_graphs(tracker), tmp_path_factory.mktemp("sets") / "tiny"
+    behavior = roles.behavior(scatter(BehaviorClassifier(BehaviorConfig(features=8, hidden=4))))
+    more, folder = (*roles.tracker_graphs(tracker), behavior), tmp_path_factory.mktemp("sets") / "tiny"
     neck = scatter(TrackerNeck(16))
     return export_model_set(TINY.build(), TINY, folder, trained_on="nothing", more=more, tracker=tracker, neck=neck)
 
@@ -71,7 +73,7 @@ pytestmark = [
 
 
 def test_onnx_runtime_agrees_with_pytorch(exported: Exported) -> None:
-    assert list(exported.differences) == ["encoder", "detector", *TRACKER]
+    assert list(exported.differences) == ["encoder", "detector", *TRACKER, "behavior"]
     assert all(difference <= TOLERANCE for difference in exported.differences.values())
 
 
@@ -98,6 +100,7 @@ def test_the_manifest_describes_what_is_there(exported: Exported) -> None:
         4,
         16,
     )
+    assert manifest["behaviors"] == [*BEHAVIORS]
     for entry in (manifest["concepts"], manifest["golden"], *manifest["engines"]):
         assert hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
     for engine in manifest["engines"]:
@@ -121,6 +124,7 @@ def test_a_daemon_takes_the_set_and_every_engine_reproduces_its_golden_answers(e
     golden = exported.folder / manifest.golden.file
     measured = measure(golden, read_arrays(golden), backends)
     assert [parity.output for parity in measured["memory_encoder"]] == ["mem"]
+    assert [parity.output for parity in measured["behavior"]] == ["logits"]
     assert all(parity.within(TOLERANCES["fp32"]) for outputs in measured.values() for parity in outputs)
 
 
