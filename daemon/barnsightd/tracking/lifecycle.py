@@ -49,7 +49,7 @@ class TrackingSettings:
     recondition_frames: float = 60
     recondition_score: float = 0.8
     recondition_iou: float = 0.8
-    recall_iou: float = 0.65
+    recall_iou: float = 0.8
     anothers_iou: float = 0.5
     rest_sizes_s: float = 0.5
     min_score: float = 0.3
