@@ -14,10 +14,12 @@ DOUBLER = EngineSpec("doubler", (TensorSpec("x", "float32", (None, 2)),), (Tenso
 FRAME = np.zeros((72, 128, 3), np.uint8)
 
 
-def one_pig(x_px: float) -> Detections:
+def one_pig(column: int) -> Detections:
+    """A pig that begins in this column of the mask grid, whose cells are 1.6 x 0.9 pixels."""
     masks = np.full((1, 80, 80), -4, np.float32)
-    masks[0, 10:30, 5:25] = 4
-    return Detections(np.array([[x_px, 9, x_px + 32, 27]], np.float32), np.array([0.9], np.float32), masks, (72, 128))
+    masks[0, 10:30, column : column + 20] = 4
+    box_px = np.array([[1.6 * column, 9, 1.6 * column + 32, 27]], np.float32)
+    return Detections(box_px, np.array([0.9], np.float32), masks, (72, 128))
 
 
 def test_a_function_answers_its_inputs() -> None:
@@ -55,7 +57,7 @@ def test_a_wrong_script_is_refused() -> None:
 
 
 def test_a_scripted_model_set_finds_what_it_was_told_to() -> None:
-    with scripted_model_set([one_pig(16), Detections.empty((72, 128), (80, 80))]) as models:
+    with scripted_model_set([one_pig(10), Detections.empty((72, 128), (80, 80))]) as models:
         first, second = (models.detector.detect(models.encoder.encode(FRAME), (72, 128), "pig") for _ in range(2))
     np.testing.assert_allclose(first.boxes_px, [[16, 9, 48, 27]], rtol=1e-5)
     np.testing.assert_allclose(first.scores, [0.9], rtol=1e-5)
@@ -65,6 +67,6 @@ def test_a_scripted_model_set_finds_what_it_was_told_to() -> None:
 
 
 def test_a_scripted_model_set_can_go_on_for_ever() -> None:
-    models = scripted_model_set(lambda index: one_pig(float(index)))
+    models = scripted_model_set(one_pig)
     lefts = [models.detector.detect(models.encoder.encode(FRAME), (72, 128), "cow").boxes_px[0, 0] for _ in range(3)]
-    assert lefts == pytest.approx([0, 1, 2])
+    assert lefts == pytest.approx([0, 1.6, 3.2])
