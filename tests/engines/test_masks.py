@@ -72,6 +72,7 @@ def test_enlarging_only_the_blob_equals_enlarging_everything(
     clear = np.abs(whole) > 1e-4  # on the contour itself the last bit decides
     mask = to_image(logits, (size[0], size[1]))
     np.testing.assert_array_equal(mask[clear], (whole > 0)[clear])
+    assert np.count_nonzero(to_window(logits, (size[0], size[1]))[0]) == np.count_nonzero(mask)
 
 
 def test_an_empty_mask_enlarges_to_an_empty_frame() -> None:
@@ -92,6 +93,7 @@ def test_only_the_blob_is_computed() -> None:
 def test_run_lengths_come_back_as_the_same_mask() -> None:
     mask = to_image(np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32), (120, 90))
     np.testing.assert_array_equal(decode_rle(encode_rle(mask), (120, 90)), mask)
+    np.testing.assert_array_equal(decode_rle(encode_rle(np.asfortranarray(mask)), (120, 90)), mask)
 
 
 @given(

@@ -219,6 +219,10 @@ class Metrics:
             registry=registry,
         )
 
+        self._camera_gauges = (
+            *(self.camera_up, self.camera_fps, self.camera_last_frame),
+            *(self.tracks_active, self.tracks_waiting, self.session_memory),
+        )
         for stage in PIPELINE_STAGES:
             self.stage_duration.labels(stage)
         for stage in QUEUES:
@@ -320,13 +324,7 @@ class Metrics:
     def _add(self, camera: str) -> None:
         rate = Rate(self._clock_ns)
         self.camera_fps.labels(camera).set_function(rate.per_second)
-        for gauge in (
-            self.camera_up,
-            self.camera_last_frame,
-            self.tracks_active,
-            self.tracks_waiting,
-            self.session_memory,
-        ):
+        for gauge in self._camera_gauges:
             gauge.labels(camera)
         for end in TrackletEnd:
             self.tracklets.labels(camera, end.value)
@@ -341,15 +339,8 @@ class Metrics:
 
     def _remove(self, camera: str) -> None:
         del self._rates[camera]
-        for metric in (
-            self.camera_up,
-            self.camera_fps,
-            self.camera_last_frame,
-            self.tracks_active,
-            self.tracks_waiting,
-            self.session_memory,
-        ):
-            metric.remove(camera)
+        for gauge in self._camera_gauges:
+            gauge.remove(camera)
         for end in TrackletEnd:
             self.tracklets.remove(camera, end.value)
         self.observations.remove(camera)
