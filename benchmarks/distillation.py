@@ -4,11 +4,12 @@
     python benchmarks/distillation.py --runs runs --data pictures --quick --json
 
 `--runs` holds finished runs as RUNS/<variant>/<seed>/<stage>; the variant `teacher` is of preset `nano-teacher`, any
-other one of preset `nano`. A stage is what was tuned: `frozen`, a student under its teacher's heads as they are;
-`heads`, the heads over a frozen student; `all`, both. Each holds the `checkpoint.pt` of `barnsight-export train
-detector`, or for `frozen` the `student.safetensors` of `barnsight-export distill`. Every row is exported as a model
-set, its threshold chosen on validation pictures, and tracks the clips of `benchmarks/tracking.py`. Rows that are
-finished are used again, so a run that was interrupted goes on where it stopped. Every figure is of the simulated barn.
+other one of preset `nano`, judged on pictures of its teacher's shape. A stage is what was tuned: `frozen`, a student
+under its teacher's heads as they are; `heads`, the heads over a frozen student; `all`, both. Each holds the
+`checkpoint.pt` of `barnsight-export train detector`, or for `frozen` the `student.safetensors` of `barnsight-export
+distill`. Every row is exported as a model set, its threshold chosen on validation pictures, and tracks the clips of
+`benchmarks/tracking.py`. Rows that are finished are used again, so a run that was interrupted goes on where it stopped.
+Every figure is of the simulated barn.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from barnsight_export.train.samples import Simulated
 from barnsight_export.train.trainer import CHECKPOINT
 from barnsight_export.train.validation import best_threshold, validate
 
+NANO_STUDENT = replace(NANO, image_size=NANO_TEACHER.image_size, grid=NANO_TEACHER.grid)
 TEACHER = "teacher"
 VARIANTS = {  # in the order of the table
     TEACHER: "the teacher",
@@ -83,7 +85,7 @@ class Row:
 
     @property
     def preset(self) -> Preset:
-        return NANO_TEACHER if self.variant == TEACHER else NANO
+        return NANO_TEACHER if self.variant == TEACHER else NANO_STUDENT
 
     def load(self, teacher: Path) -> Sam3:
         """The networks; a distilled student stands under the heads of `teacher`'s checkpoint."""
@@ -180,7 +182,7 @@ def follow(
     """Export `model` into `folder`, and judge it on validation pictures and on clips."""
     score = best_threshold(model, validation, preset.image_size, pictures)
     found = validate(model, validation, preset.image_size, pictures)
-    image = cv2.resize(validation[0].image, (preset.image_size,) * 2, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(validation[0].image, preset.image_size[::-1], interpolation=cv2.INTER_AREA)
     export_model_set(
         model,
         preset,
@@ -207,8 +209,7 @@ def measure(sets: dict[str, Path], clip: Path, work: Path, *, runs: int) -> dict
         steps: dict[tuple[str, str], Callable[[], Any]] = {}
         for name, folder in sets.items():
             loaded = stack.enter_context(load_model_set(folder, runtime="onnxruntime"))
-            size = loaded.manifest.image_size
-            image = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
+            image = np.random.default_rng(0).uniform(-1, 1, (1, 3, *loaded.manifest.image_size)).astype(np.float32)
             maps = loaded.encoder.backend.run({"image": image})
             given = {**maps, "text": loaded.detector.concept(loaded.manifest.concepts.names[0])}
             steps[name, "encoder_ms"] = partial(loaded.encoder.backend.run, {"image": image})
@@ -219,7 +220,7 @@ def measure(sets: dict[str, Path], clip: Path, work: Path, *, runs: int) -> dict
                 started_s = time.perf_counter()
                 step()
                 durations[key].append(1000 * (time.perf_counter() - started_s))
-    for preset in (preset for preset in (NANO_TEACHER, NANO) if preset.name in sets):
+    for preset in (preset for preset in (NANO_TEACHER, NANO_STUDENT) if preset.name in sets):
         model = preset.build()
         costs[preset.name] = {
             "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),

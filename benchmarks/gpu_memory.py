@@ -57,8 +57,8 @@ from barnsightd.tracking.memory import Impressions, MemoryBank
 
 TINY = Preset(
     name="tiny",
-    image_size=128,
-    grid=8,
+    image_size=(128, 128),
+    grid=(8, 8),
     concepts=("pig",),
     student=TrunkStudentConfig(
         TinyViTConfig((32, 64, 96, 128), (2, 3, 4), windows=(2, 4, 2), depths=(1, 1, 1, 1)),
@@ -70,7 +70,7 @@ TINY = Preset(
     detector=DetectorConfig(
         width=128, heads=4, feed_forward=128, encoder_layers=1, decoder_layers=1, queries=16, top_k=8
     ),
-    tracker=TrackerConfig(grid=8, width=128, attention_layers=2, feed_forward=128, decoder_heads=4),
+    tracker=TrackerConfig(grid=(8, 8), width=128, attention_layers=2, feed_forward=128, decoder_heads=4),
 )
 PRESETS = {preset.name: preset for preset in (TINY, ORIN, ORIN_B)}
 MODES = ("ours", "ours-at-once", "paper", "stock")
@@ -200,7 +200,7 @@ class OurTracking:
         self._first_masks = certain(first_masks(config, ANIMALS))
         self._batch = min(self._tracker.largest_batch, ANIMALS)
         self._bank = MemoryBank(ANIMALS, positions, config.layout, batch=self._batch)
-        self._impressions = Impressions(ANIMALS, self._bank.recent, width=config.width, cells=config.layout.cells)
+        self._impressions = Impressions(ANIMALS, self._bank.recent, width=config.width, grid=config.layout.grid)
         self._bank.reserve()
         self._impressions.reserve()
 
@@ -238,7 +238,7 @@ class StockTracking:
     def __init__(self, config: TrackerConfig, device: torch.device, *, every: int = 0, keep: int = 0) -> None:
         self.place = device.type
         self._every, self._keep = every, keep
-        self._image_size = config.grid * config.patch
+        self._image_size = config.image_size
         stock_config = config.stock()
         stock_config._attn_implementation = "sdpa"
         model = stock.Sam3TrackerVideoModel(stock_config, remove_vision_encoder=True).eval()
@@ -253,8 +253,8 @@ class StockTracking:
             self._session.add_mask_inputs(self._session.obj_id_to_idx(animal), 0, drawn)
             self._session.obj_with_new_inputs.append(animal)
         sine = stock.Sam3TrackerVideoPositionEmbeddingSine(num_position_features=config.width // 2, normalize=True)
-        sides = (4 * config.grid, 2 * config.grid, config.grid)
-        self._places = [rows(sine(torch.Size((1, config.width, side, side)), device, dtype)) for side in sides]
+        side = config.grid[0]
+        self._places = [rows(sine(torch.Size((1, config.width, n * side, n * side)), device, dtype)) for n in (4, 2, 1)]
 
     @property
     def size_bytes(self) -> int:
@@ -263,7 +263,7 @@ class StockTracking:
         return sum(storage.nbytes() for storage in storages.values())
 
     def step(self, frame: int, pixels: Tensor, maps: EncoderMaps) -> None:
-        picture = F.interpolate(pixels, size=(self._image_size, self._image_size), mode="bilinear")
+        picture = F.interpolate(pixels, size=self._image_size, mode="bilinear")
         features = {"vision_feats": [rows(m) for m in (maps.t4, maps.t2, maps.t1)], "vision_pos_embeds": self._places}
         self._session.cache.cache_vision_features(frame, features)
         seen = self._model(self._session, frame=picture)
@@ -416,7 +416,7 @@ def follow(preset: Preset, eyes: Eyes, tracking: Tracking, device: torch.device,
     """Run through frames of noise and sample after each."""
     noise, process = np.random.default_rng(0), psutil.Process()
     for frame in range(frames):
-        image = noise.integers(0, 256, (preset.image_size, preset.image_size, 3), np.uint8)
+        image = noise.integers(0, 256, (*preset.image_size, 3), np.uint8)
         started_s = time.perf_counter()
         with torch.inference_mode():
             tracking.step(frame, *eyes.see(image))

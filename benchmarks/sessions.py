@@ -69,8 +69,8 @@ from barnsightd.tracking.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER_GB = 6.49  # peak GPU memory that the paper reports (arXiv:2604.27128)
-LOSSLESS = TrackerConfig(grid=8, patch=16, width=128, attention_layers=2, feed_forward=256, decoder_heads=4)
-FAST = TrackerConfig(grid=20, patch=16, width=128, attention_layers=2, feed_forward=384, decoder_heads=4)
+LOSSLESS = TrackerConfig(grid=(8, 8), patch=16, width=128, attention_layers=2, feed_forward=256, decoder_heads=4)
+FAST = TrackerConfig(grid=(20, 20), patch=16, width=128, attention_layers=2, feed_forward=384, decoder_heads=4)
 MB = 1e6
 # Pens with crossings and animals that hide one another, of seeds that nothing was trained or tuned on.
 CLIPS = (
@@ -246,7 +246,7 @@ def mostly_detected(engines: MemoryTracker, config: TrackerConfig, animals: int,
     for frame in range(frames):
         seen = [animal for animal in range(animals) if frame == 0 or animal != frame % animals]
         scores = np.full(len(seen), 0.95, np.float32)
-        detections = Detections(boxes_px[seen], scores, logits[seen], (config.mask_size, config.mask_size))
+        detections = Detections(boxes_px[seen], scores, logits[seen], config.mask_size)
         yield len(session.step(detections, round(frame * 1e9 / FPS), maps_of(config, frame)))
 
 
@@ -310,7 +310,7 @@ def resident_bytes() -> int:
 def scripted_run(frames: int, grid: int = 20, fps: float = 6.0) -> Iterator[int]:
     """A session with scripted engines in a pen where animals walk in, hide, are missed and walk out."""
     settings = TrackingSettings(fps=fps, lazy=False)
-    memory = MemoryPropagator(scripted_tracker(grid), settings)
+    memory = MemoryPropagator(scripted_tracker((grid, grid)), settings)
     memory.reserve()
     session = Session(settings, session=1, memory=memory)
     for frame in range(frames):
@@ -375,7 +375,14 @@ def session_sizes() -> list[dict[str, Any]]:
         most = largest_batch(layout.cells, layout.cells * layout.slots)
         cameras = {str(n): reserved_bytes(n, positions, layout, batch=min(n, most)) / MB for n in (8, 15, 30)}
         one, two = (reserved_bytes(n, positions, layout, batch=1) for n in (1, 2))
-        rows.append({"preset": preset.name, "grid": config.grid, "animal_mb": (two - one) / MB, "cameras_mb": cameras})
+        rows.append(
+            {
+                "preset": preset.name,
+                "grid": "x".join(map(str, config.grid)),
+                "animal_mb": (two - one) / MB,
+                "cameras_mb": cameras,
+            }
+        )
     return rows
 
 
@@ -383,7 +390,7 @@ def reserved_bytes(animals: int, positions: TemporalPositions, layout: MemoryLay
     """What a session with so many slots reserves."""
     bank = MemoryBank(animals, positions, layout, batch=batch)
     width = positions.pointer_weight.shape[1]
-    return bank.size_bytes + Impressions(animals, bank.recent, width=width, cells=layout.cells).size_bytes
+    return bank.size_bytes + Impressions(animals, bank.recent, width=width, grid=layout.grid).size_bytes
 
 
 # Modes

@@ -1,6 +1,6 @@
 """The image encoder: one frame in, the feature pyramid that every other engine reads out.
 
-Levels are named by their scale on the token grid G: `d4` (1, C, 4G, 4G), `d2` (1, C, 2G, 2G), `d1` (1, C, G, G).
+Levels are named by their scale on the token grid h x w: `d4` (1, C, 4h, 4w), `d2` (1, C, 2h, 2w), `d1` (1, C, h, w).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Features: TypeAlias = Mapping[str, NDArray[np.float32]]
 
 
 class Encoder:
-    """Preprocess and infer; `image_size` is the side of the network's square input in pixels."""
+    """Preprocess and infer; `image_size` is the (height, width) of the network's input in pixels."""
 
-    def __init__(self, backend: Backend, image_size: int, normalization: Normalization) -> None:
+    def __init__(self, backend: Backend, image_size: tuple[int, int], normalization: Normalization) -> None:
         self.backend = backend
         self._image_size = image_size
         self._normalization = normalization

@@ -11,6 +11,7 @@ the GPU or its driver is no longer the one on the certificate, the engines are c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -271,18 +272,20 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
     K queries. A set with a tracker has maps of its own for it, each with its own channels, M memories of width D and P
     pointer tokens.
     """
-    size, grid, mask = manifest.image_size, manifest.grid, manifest.mask_size
-    image = {"image": (1, 3, size, size)}
-    pyramid = {f"d{n}": (1, "C", n * grid, n * grid) for n in (4, 2, 1)}
+    (height, width), mask = manifest.grid, manifest.mask_size
+    image = {"image": (1, 3, *manifest.image_size)}
+    pyramid = {f"d{n}": (1, "C", n * height, n * width) for n in (4, 2, 1)}
     given = {spec.name for spec in manifest.engine("encoder").outputs}
-    tracked = {name: shape for name, shape in _tracker_maps(grid).items() if manifest.has_tracker or name in given}
-    found = {"boxes": (1, "K", 4), "logits": (1, "K"), "presence": (1, 1), "masks": (1, "K", mask, mask)}
+    tracked = {
+        name: shape for name, shape in _tracker_maps(manifest.grid).items() if manifest.has_tracker or name in given
+    }
+    found = {"boxes": (1, "K", 4), "logits": (1, "K"), "presence": (1, 1), "masks": (1, "K", *mask)}
     wanted: dict[Role, tuple[Patterns, Patterns]] = {
         "encoder": (image, {**pyramid, **tracked}),
         "detector": ({**pyramid, "text": (1, "T", "C")}, found),
     }
     if manifest.has_tracker:
-        wanted |= _tracker_tensors(grid, mask)
+        wanted |= _tracker_tensors(manifest.grid, mask)
     chosen: dict[str, int | None] = {}
     for role, (inputs, outputs) in wanted.items():
         entry = manifest.engine(role)
@@ -301,23 +304,24 @@ def _check_tensors(folder: Path, manifest: Manifest) -> None:
                 )
 
 
-def _tracker_maps(grid: int) -> Patterns:
+def _tracker_maps(grid: tuple[int, int]) -> Patterns:
     """The encoder's maps for the tracker."""
-    return {f"t{n}": (1, f"C{n}", n * grid, n * grid) for n in (4, 2, 1)}
+    height, width = grid
+    return {f"t{n}": (1, f"C{n}", n * height, n * width) for n in (4, 2, 1)}
 
 
-def _tracker_tensors(grid: int, mask: int) -> dict[Role, tuple[Patterns, Patterns]]:
+def _tracker_tensors(grid: tuple[int, int], mask: tuple[int, int]) -> dict[Role, tuple[Patterns, Patterns]]:
     """What each of the tracker's engines takes and gives; the batch is left open."""
     t1, t4, t2 = ({name: _tracker_maps(grid)[name]} for name in ("t1", "t4", "t2"))
-    drawn: Patterns = {"mask": (None, 1, mask, mask)}
+    drawn: Patterns = {"mask": (None, 1, *mask)}
     memories: Patterns = {"mem": (None, "M·N", "D"), "mempos": ("M", "D"), "bias": (None, 1, "M·N + P")}
     pointers: Patterns = {"ptr": (None, "P", "D"), "ptrpos": (None, "P", "D")}
-    pix: Patterns = {"pix": (None, "C1", grid, grid)}
+    pix: Patterns = {"pix": (None, "C1", *grid)}
     pointer: Patterns = {"ptr": (None, "C1")}
     scores: Patterns = {"obj": (None, 1), "iou": (None, 1)}
     return {
         "memory_attention": ({**t1, **memories, **pointers}, pix),
-        "mask_decoder": ({**pix, **t4, **t2}, {"mask": (None, mask, mask), **pointer, **scores}),
-        "memory_encoder": ({**t1, **drawn, "obj": (None, 1)}, {"mem": (None, grid * grid, "D")}),
+        "mask_decoder": ({**pix, **t4, **t2}, {"mask": (None, *mask), **pointer, **scores}),
+        "memory_encoder": ({**t1, **drawn, "obj": (None, 1)}, {"mem": (None, math.prod(grid), "D")}),
         "prompt_decoder": ({**t1, **drawn}, pointer),
     }

@@ -2,7 +2,8 @@
 
     manifest.json
     ├── schema_version, name, preset, trained_on
-    ├── image_size, grid, mask_size, normalization     geometry: the network sees (S, S), tokens G x G, masks M x M
+    ├── image_size, grid, mask_size     (height, width) of what the network sees, of its tokens, of its masks
+    ├── normalization
     ├── concepts      file, sha256, names              one (1, T, C) float32 array per concept in an .npz
     ├── behaviors                                      labels, empty until the set has a behavior engine
     ├── thresholds    score, nms_iou, containment
@@ -38,6 +39,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Size = tuple[Positive, Positive]  # height, width
 Precision = Literal["fp32", "fp16", "int8"]
 Role = Literal[  # in the order in which they run
     "encoder",
@@ -108,9 +110,9 @@ class Manifest(Entry):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
     preset: str
-    image_size: Positive
-    grid: Positive
-    mask_size: Positive
+    image_size: Size
+    grid: Size
+    mask_size: Size
     normalization: Normalization
     concepts: ConceptsEntry
     behaviors: tuple[str, ...]

@@ -3,11 +3,12 @@
 The four engines take any number of animals up to `largest_batch`; more go through in turns. They are SAM 3's (Carion et
 al. 2025, arXiv:2511.16719), split as in `docs/export.md`.
 
-Letters in shapes: B animals, C width, D memory width, G grid, N = G² cells, M memory slots, K pointers (P tokens).
+Letters in shapes: B animals, C width, D memory width, h x w grid, N = hw cells, M memory slots, K pointers (P tokens).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Memories(NamedTuple):
 class Segmented(NamedTuple):
     """Where B animals are: logits of masks and of presence, object pointers, and the IoU that the masks promise."""
 
-    mask_logits: Floats  # (B, 4G, 4G)
+    mask_logits: Floats  # (B, 4h, 4w)
     pointers: Floats  # (B, C)
     presence: Floats  # (B,)
     iou: Floats  # (B,)
@@ -75,11 +76,16 @@ class TemporalPositions:
 
 
 class MemoryLayout(NamedTuple):
-    """How much the engines want to remember of an animal: `slots` memories of `cells` cells, and `pointers`."""
+    """How much the engines want to remember of an animal: `slots` memories of a `grid` (height, width), `pointers`."""
 
-    cells: int
+    grid: tuple[int, int]
     slots: int
     pointers: int
+
+    @property
+    def cells(self) -> int:
+        """Cells of the grid."""
+        return math.prod(self.grid)
 
 
 def largest_batch(cells: int, keys: int) -> int:
@@ -114,9 +120,8 @@ class MemoryTracker:
     @property
     def layout(self) -> MemoryLayout:
         """What the memory attention was exported for."""
-        slots, width = self._size("mempos", 0), self._size("mempos", 1)
-        pointers = self._size("ptr", 1) * width // self._size("t1", 1)
-        return MemoryLayout(self._size("mem", 1) // slots, slots, pointers)
+        pointers = self._size("ptr", 1) * self._size("mempos", 1) // self._size("t1", 1)
+        return MemoryLayout((self._size("t1", 2), self._size("t1", 3)), self._size("mempos", 0), pointers)
 
     def segment(self, features: Features, memories: Memories) -> Segmented:
         """Find B animals on the frame of `features` by what is remembered of them. Raises EngineError."""
@@ -132,7 +137,7 @@ class MemoryTracker:
         return Segmented(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def memorize(self, features: Features, mask_logits: Floats, presence: Floats) -> Floats:
-        """The memories (B, N, D) of animals with these masks (B, 4G, 4G) and presences (B,). Raises EngineError."""
+        """The memories (B, N, D) of animals with these masks (B, 4h, 4w) and presences (B,). Raises EngineError."""
 
         def run(rows: slice) -> Floats:
             masks, obj = mask_logits[rows, None], presence[rows, None]
@@ -142,7 +147,7 @@ class MemoryTracker:
         return self._in_turns(run, len(mask_logits))
 
     def point_at(self, features: Features, mask_logits: Floats) -> Floats:
-        """The first object pointers (B, C) of animals that begin with these masks (B, 4G, 4G). Raises EngineError."""
+        """The first object pointers (B, C) of animals that begin with these masks (B, 4h, 4w). Raises EngineError."""
 
         def run(rows: slice) -> Floats:
             pointers: Floats = self._prompt_decoder.run({"t1": features["t1"], "mask": mask_logits[rows, None]})["ptr"]
@@ -162,7 +167,7 @@ class MemoryTracker:
         return length
 
     def _fitting_batch(self) -> int:
-        return largest_batch(self._size("t1", 2) * self._size("t1", 3), self._size("bias", 2))
+        return largest_batch(self.layout.cells, self._size("bias", 2))
 
     def _turns(self, count: int) -> list[slice]:
         return [slice(first, first + self.largest_batch) for first in range(0, count, self.largest_batch)]

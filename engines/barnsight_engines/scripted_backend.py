@@ -76,14 +76,14 @@ def scripted_model_set(
     frames: Sequence[Detections] | Callable[[int], Detections],
     *,
     concepts: Sequence[str] = ("pig", "cow"),
-    grid: int = 20,
+    grid: tuple[int, int] = (20, 20),
     queries: int = 32,
     tracker: MemoryTracker | None = None,
 ) -> ModelSet:
     """A model set whose detector finds, frame by frame, what `frames` say: a sequence, or a function of the index.
 
-    The mask grid of every Detections must be (4 grid, 4 grid), and there may be at most `queries` animals. The
-    detections come back through the detector's own decoding, so duplicates and low scores fall out.
+    The masks of every Detections must be four times `grid` (height, width), and there may be at most `queries` animals.
+    The detections come back through the detector's own decoding, so duplicates and low scores fall out.
     """
     manifest = _manifest(tuple(concepts), grid, queries)
     encoder, detector = (engine.spec for engine in manifest.engines)
@@ -102,14 +102,15 @@ def scripted_model_set(
     )
 
 
-def scripted_tracker(grid: int = 20, *, largest_batch: int = 8) -> MemoryTracker:
+def scripted_tracker(grid: tuple[int, int] = (20, 20), *, largest_batch: int = 8) -> MemoryTracker:
     """A tracker that knows every animal by its color, the value of its cells in the first channel of `t1`.
 
     It finds an animal wherever that color is, and nowhere where it is not; 0 is the floor. `painted` makes such maps.
     """
-    cells, mask, tokens = grid * grid, 4 * grid, SCRIPTED_POINTERS
-    t1, t2, t4 = (_tensor(f"t{n}", 1, _CHANNELS, n * grid, n * grid) for n in (1, 2, 4))
-    drawn, obj, ptr = _tensor("mask", None, 1, mask, mask), _tensor("obj", None, 1), _tensor("ptr", None, _CHANNELS)
+    (height, width), tokens = grid, SCRIPTED_POINTERS
+    cells, mask = height * width, (4 * height, 4 * width)
+    t1, t2, t4 = (_tensor(f"t{n}", 1, _CHANNELS, n * height, n * width) for n in (1, 2, 4))
+    drawn, obj, ptr = _tensor("mask", None, 1, *mask), _tensor("obj", None, 1), _tensor("ptr", None, _CHANNELS)
     memory = (
         _tensor("mem", None, SCRIPTED_SLOTS * cells, _CHANNELS),
         _tensor("mempos", SCRIPTED_SLOTS, _CHANNELS),
@@ -117,13 +118,13 @@ def scripted_tracker(grid: int = 20, *, largest_batch: int = 8) -> MemoryTracker
         _tensor("ptrpos", None, tokens, _CHANNELS),
         _tensor("bias", None, 1, SCRIPTED_SLOTS * cells + tokens),
     )
-    pix = _tensor("pix", None, _CHANNELS, grid, grid)
-    found = (_tensor("mask", None, mask, mask), ptr, obj, _tensor("iou", None, 1))
+    pix = _tensor("pix", None, _CHANNELS, *grid)
+    found = (_tensor("mask", None, *mask), ptr, obj, _tensor("iou", None, 1))
 
     def attend(given: Arrays) -> Arrays:
         known = given["bias"][:, 0, : given["mem"].shape[1]] == 0
         color = np.where(known, given["mem"][..., 0], 0).max(axis=1)[:, None, None]  # (B, 1, 1)
-        there = (given["t1"][0, :1] == color) & (color > 0)  # (B, G, G)
+        there = (given["t1"][0, :1] == color) & (color > 0)  # (B, h, w)
         return {"pix": np.where(there[:, None], CERTAIN, -CERTAIN).astype(np.float32).repeat(_CHANNELS, axis=1)}
 
     def decode(given: Arrays) -> Arrays:
@@ -154,9 +155,9 @@ def scripted_tracker(grid: int = 20, *, largest_batch: int = 8) -> MemoryTracker
 
 
 def painted(colors: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """The maps of a frame for `scripted_tracker`: the color of the animal on each cell (G, G), 0 on the floor."""
-    grid = len(colors)
-    maps = {f"t{n}": np.zeros((1, _CHANNELS, n * grid, n * grid), np.float32) for n in (4, 2, 1)}
+    """The maps of a frame for `scripted_tracker`: the color of the animal on each cell (h, w), 0 on the floor."""
+    height, width = colors.shape
+    maps = {f"t{n}": np.zeros((1, _CHANNELS, n * height, n * width), np.float32) for n in (4, 2, 1)}
     maps["t1"][0, 0] = colors
     return maps
 
@@ -183,16 +184,17 @@ def raw_outputs(detections: Detections, queries: int) -> dict[str, NDArray[np.fl
     }
 
 
-def _manifest(concepts: tuple[str, ...], grid: int, queries: int) -> Manifest:
-    """The smallest manifest with a mask grid of (4 grid, 4 grid): one channel, one prompt token."""
-    size, mask = 16 * grid, 4 * grid
-    pyramid = tuple(TensorSpec(f"d{n}", "float32", (1, 1, n * grid, n * grid)) for n in (4, 2, 1))
+def _manifest(concepts: tuple[str, ...], grid: tuple[int, int], queries: int) -> Manifest:
+    """The smallest manifest with that grid: one channel, one prompt token."""
+    height, width = grid
+    size, mask = (16 * height, 16 * width), (4 * height, 4 * width)
+    pyramid = tuple(TensorSpec(f"d{n}", "float32", (1, 1, n * height, n * width)) for n in (4, 2, 1))
     text = TensorSpec("text", "float32", (1, 1, 1))
     found = (
         TensorSpec("boxes", "float32", (1, queries, 4)),
         TensorSpec("logits", "float32", (1, queries)),
         TensorSpec("presence", "float32", (1, 1)),
-        TensorSpec("masks", "float32", (1, queries, mask, mask)),
+        TensorSpec("masks", "float32", (1, queries, *mask)),
     )
     nothing = "0" * 64
     return Manifest(
@@ -212,7 +214,7 @@ def _manifest(concepts: tuple[str, ...], grid: int, queries: int) -> Manifest:
                 file="none",
                 sha256=nothing,
                 precision="fp32",
-                inputs=(TensorSpec("image", "float32", (1, 3, size, size)),),
+                inputs=(TensorSpec("image", "float32", (1, 3, *size)),),
                 outputs=pyramid,
             ),
             EngineEntry(

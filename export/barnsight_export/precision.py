@@ -158,7 +158,10 @@ def _crops(loaded: ModelSet, frames: Frames, chosen: Sequence[int]) -> Iterator[
         boxes = [box for box in boxes if box[2] - box[0] >= 2 and box[3] - box[1] >= 2]
         if not boxes:
             boxes = [[x, y, x + width // 2, y + height // 2] for x in (0, width // 2) for y in (0, height // 2)]
-        crops = [to_input(frame[y0:y1, x0:x1], CROP_SIZE, IMAGENET.mean, IMAGENET.std) for x0, y0, x1, y1 in boxes]
+        crops = [
+            to_input(frame[y0:y1, x0:x1], (CROP_SIZE, CROP_SIZE), IMAGENET.mean, IMAGENET.std)
+            for x0, y0, x1, y1 in boxes
+        ]
         yield {"crops": np.concatenate(crops)}
 
 
@@ -194,7 +197,7 @@ def _compare(before: Path, after: Path, int8: Int8) -> tuple[float, float]:
     for folder in (before, after):
         with ExitStack() as opened:
             model = EngineDetector(folder, opened)
-            scores.append(validate(model, int8.pictures, model.size_px, int8.judged).ap50)
+            scores.append(validate(model, int8.pictures, model.image_size, int8.judged).ap50)
     return scores[0], scores[1]
 
 
@@ -204,7 +207,7 @@ class EngineDetector(nn.Module):
     def __init__(self, folder: Path, opened: ExitStack) -> None:
         super().__init__()
         manifest, _ = check_model_set(folder)
-        self.size_px = manifest.image_size
+        self.image_size = manifest.image_size
         self._encoder, self._detector = (
             opened.enter_context(closing(OnnxBackend(folder / entry.file, entry.spec)))
             for entry in (manifest.engine("encoder"), manifest.engine("detector"))

@@ -8,7 +8,8 @@ import pytest
 from barnsight_engines.propagator import CERTAIN, MASKED, Memories, MemoryLayout, TemporalPositions, sine_encoding
 from barnsightd.tracking.memory import Impression, Impressions, MemoryBank
 
-CELLS, WIDTH, POINTER_WIDTH = 4, 3, 6
+GRID, WIDTH, POINTER_WIDTH = (2, 3), 3, 6
+CELLS = 6
 RECENT, RECENT_POINTERS = 6, 15
 
 
@@ -23,7 +24,7 @@ def positions() -> TemporalPositions:
 def make_bank(
     memories: int = RECENT + 1, pointers: int = RECENT_POINTERS + 2, *, slots: int | None = None
 ) -> MemoryBank:
-    layout = MemoryLayout(CELLS, memories, pointers)
+    layout = MemoryLayout(GRID, memories, pointers)
     return MemoryBank(3, positions(), layout, slots=slots, batch=2)
 
 
@@ -129,7 +130,7 @@ def test_a_bank_needs_room_for_conditioning_frames() -> None:
 def test_at_sam3s_size_an_animal_takes_a_few_megabytes(grid: int, mb_an_animal: float) -> None:
     rows = np.zeros((7, 64), np.float32)
     full = TemporalPositions(rows, np.zeros((64, 256), np.float32), np.zeros(64, np.float32), 16)
-    bank, larger = (MemoryBank(animals, full, MemoryLayout(grid**2, 7, 19)) for animals in (8, 9))
+    bank, larger = (MemoryBank(animals, full, MemoryLayout((grid, grid), 7, 19)) for animals in (8, 9))
     assert (larger.size_bytes - bank.size_bytes) / 1e6 == pytest.approx(mb_an_animal, abs=0.01)
 
 
@@ -160,8 +161,8 @@ def test_a_frame_without_a_pointer_keeps_the_pointers_before_it() -> None:
 def seen(impressions: Impressions, frame: int, animals: list[int]) -> None:
     """Keep a frame whose map holds its number, with masks and presences that hold the animals' own."""
     numbers = np.array(animals, np.float32)
-    masks = np.broadcast_to(numbers[:, None, None], (len(animals), 8, 8)).astype(np.float32)
-    impressions.keep(frame, np.full((1, POINTER_WIDTH, 2, 2), frame, np.float32), animals, masks, numbers)
+    masks = np.broadcast_to(numbers[:, None, None], (len(animals), 8, 12)).astype(np.float32)
+    impressions.keep(frame, np.full((1, POINTER_WIDTH, *GRID), frame, np.float32), animals, masks, numbers)
 
 
 def told(impression: Impression) -> tuple[int, list[int]]:
@@ -173,7 +174,7 @@ def told(impression: Impression) -> tuple[int, list[int]]:
 
 
 def test_an_impression_is_taken_once_and_only_while_its_frame_is_recent() -> None:
-    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, grid=GRID)
     for frame in range(20, 30):
         seen(impressions, frame, [0, 2] if frame % 2 else [1])
     assert [told(impression) for impression in impressions.take([0, 1])] == [
@@ -185,18 +186,18 @@ def test_an_impression_is_taken_once_and_only_while_its_frame_is_recent() -> Non
 
 
 def test_impressions_of_an_animal_that_is_gone_are_not_its_successors() -> None:
-    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    impressions = Impressions(3, RECENT, width=POINTER_WIDTH, grid=GRID)
     seen(impressions, 7, [0, 1])
     impressions.forget(1)
     assert [told(impression) for impression in impressions.take([0, 1, 2])] == [(7, [0])]
 
 
 def test_impressions_never_grow_and_keep_what_a_mask_decoder_says() -> None:
-    impressions = Impressions(2, RECENT, width=POINTER_WIDTH, cells=CELLS)
+    impressions = Impressions(2, RECENT, width=POINTER_WIDTH, grid=GRID)
     size = impressions.size_bytes
-    logits = np.array([CERTAIN, -1024, -10.25, 0.125], np.float32).repeat(16).reshape(1, 8, 8)
+    logits = np.array([CERTAIN, -1024, -10.25, 0.125], np.float32).repeat(24).reshape(1, 8, 12)
     for frame in range(100):
-        impressions.keep(frame, np.zeros((1, POINTER_WIDTH, 2, 2), np.float32), [1], logits, np.ones(1, np.float32))
+        impressions.keep(frame, np.zeros((1, POINTER_WIDTH, *GRID), np.float32), [1], logits, np.ones(1, np.float32))
     taken = list(impressions.take([1]))
     assert len(taken) == RECENT
     assert np.array_equal(taken[0].mask_logits, logits)

@@ -150,7 +150,7 @@ def test_what_a_session_leaves_comes_with_the_cameras_next_frame() -> None:
 def test_a_session_of_a_model_set_with_a_tracker_has_a_memory_unless_it_is_switched_off() -> None:
     sizes = {}
     for remembers in (True, False):
-        pipeline, _ = make_pipeline(replace(SETTINGS, remembers=remembers), tracker=scripted_tracker(GRID))
+        pipeline, _ = make_pipeline(replace(SETTINGS, remembers=remembers), tracker=scripted_tracker((GRID, GRID)))
         sizes[remembers] = [step(pipeline, make_frame(i, i / 5)).session_bytes for i in range(3)]
     assert len(set(sizes[True])) == 1
     assert sizes[True][0] > 0

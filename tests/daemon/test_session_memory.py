@@ -19,7 +19,8 @@ from barnsightd.tracking.session import Session
 from barnsightd.types import Detections, Track, TrackletEnd, TrackSource
 
 IMAGE_SIZE = (720, 1280)
-GRID = 20
+GRID = (16, 24)
+MASK = (64, 96)
 FPS = 6.0
 SURE = 0.95
 SETTINGS = TrackingSettings(fps=FPS)
@@ -36,9 +37,9 @@ class Pig:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        rows, columns = np.mgrid[0 : 4 * GRID, 0 : 4 * GRID] + 0.5
-        right = (columns * IMAGE_SIZE[1] / (4 * GRID) - self.x_px) / 130
-        down = (rows * IMAGE_SIZE[0] / (4 * GRID) - self.y_px) / 80
+        rows, columns = np.mgrid[0 : MASK[0], 0 : MASK[1]] + 0.5
+        right = (columns * IMAGE_SIZE[1] / MASK[1] - self.x_px) / 130
+        down = (rows * IMAGE_SIZE[0] / MASK[0] - self.y_px) / 80
         return np.asarray(np.hypot(right, down) < 1)
 
 
@@ -47,7 +48,7 @@ Pen = Mapping[int, Pig]  # by color
 
 def picture(pen: Pen) -> dict[str, NDArray[np.float32]]:
     """The maps of a frame on which each visible pig has its color, later ones on top."""
-    colors = np.zeros((GRID, GRID), np.float32)
+    colors = np.zeros(GRID, np.float32)
     for color, pig in pen.items():
         if pig.visible:
             colors[pig.mask[2::4, 2::4]] = color
@@ -57,9 +58,9 @@ def picture(pen: Pen) -> dict[str, NDArray[np.float32]]:
 def detections(pen: Pen) -> Detections:
     masks = [pig.mask for pig in pen.values() if pig.detected and pig.visible]
     if not masks:
-        return Detections.empty(IMAGE_SIZE, (4 * GRID, 4 * GRID))
+        return Detections.empty(IMAGE_SIZE, MASK)
     logits = np.where(np.stack(masks), 6, -6).astype(np.float32)
-    cell_px = np.array([IMAGE_SIZE[1], IMAGE_SIZE[0]] * 2, np.float32) / (4 * GRID)
+    cell_px = np.array([IMAGE_SIZE[1] / MASK[1], IMAGE_SIZE[0] / MASK[0]] * 2, np.float32)
     boxes_px = (tight_boxes(logits > 0) * cell_px).astype(np.float32)
     return Detections(boxes_px, np.full(len(masks), SURE, np.float32), logits, IMAGE_SIZE)
 

@@ -153,7 +153,7 @@ def _nodes(folder: Folder) -> list[Any]:
 
 
 def _other_grid(folder: Folder) -> None:
-    folder.manifest["grid"] = 2
+    folder.manifest["grid"] = [2, 1]
     folder.save()
 
 
@@ -216,7 +216,7 @@ REFUSALS = [
     (_wrong_shape, 78, "encoder.onnx", "'d4' must be float32 (1, 3, 4, 4), got float32 (1, 3, 8, 8)"),
     (_wrong_dtype, 78, "encoder.onnx", "'image' must be float32 (1, 3, 16, 16), got float16 (1, 3, 16, 16)"),
     (_wrong_name, 78, "encoder.onnx", "'d1' is missing"),
-    (_other_grid, 78, "manifest.json", "'d4' must be float32 (1, 3, 8, 8), got float32 (1, 3, 4, 4)"),
+    (_other_grid, 78, "manifest.json", "'d4' must be float32 (1, 3, 8, 4), got float32 (1, 3, 4, 4)"),
     (_channels_differ, 78, "manifest.json", "'d1' must be float32 (1, 3, 1, 1), got float32 (1, 5, 1, 1)"),
     (_concepts_not_arrays, 65, "concepts.npz", "not an .npz of arrays"),
     (_concept_missing, 78, "concepts.npz", "'cow' is missing"),

@@ -47,7 +47,7 @@ DETECTOR = DetectorConfig(
     width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1, queries=5, upsampling_stages=2, top_k=2
 )
 TRACKER = TrackerConfig(
-    grid=4, width=32, memory_width=8, attention_layers=1, feed_forward=64, decoder_heads=2, memories=3
+    grid=(4, 4), width=32, memory_width=8, attention_layers=1, feed_forward=64, decoder_heads=2, memories=3
 )
 EMBEDDER = EmbedderConfig(width=24, layers=2, heads=2)
 SMALL = Preset("small", 32, 4, ("pig", "sow"), STUDENT, DETECTOR, prompt_tokens=3)
@@ -372,6 +372,11 @@ def test_a_behavior_classifier_is_ready_for_export(tmp_path: Path) -> None:
         ),
         (("--preset", "nano", "--student", "s.safetensors"), "choose --preset orin or orin-b"),
         (("--preset", "orin", "--random-weights", "--dinov3", "d"), "--random-weights takes the place of"),
+        (("--preset", "nano", "--random-weights", "--tracker", "t.pt"), "--random-weights takes the place of"),
+        (
+            ("--preset", "orin", "--checkpoint", "c.pt", "--tracker", "t.pt", "--behavior", "b.safetensors"),
+            "no --sam3, --dinov3 or --behavior",
+        ),
     ],
 )
 def test_networks_that_do_not_go_together(

@@ -32,15 +32,15 @@ def small_detector() -> Detector:
 
 
 def small_inputs() -> tuple[torch.Tensor, ...]:
-    """d4, d2, d1 and a prompt, for a 5 x 5 grid."""
+    """d4, d2, d1 and a prompt, for a 5 x 6 grid."""
     generator = torch.Generator().manual_seed(1)
-    shapes = ((2, 32, 20, 20), (2, 32, 10, 10), (2, 32, 5, 5), (2, 4, 32))
+    shapes = ((2, 32, 20, 24), (2, 32, 10, 12), (2, 32, 5, 6), (2, 4, 32))
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
 def test_the_student_gives_three_maps_at_strides_4_8_and_16() -> None:
-    maps = CompactStudent(CompactConfig()).eval()(torch.zeros(1, 3, 160, 160))
-    assert [tuple(m.shape) for m in maps] == [(1, 96, 40, 40), (1, 96, 20, 20), (1, 96, 10, 10)]
+    maps = CompactStudent(CompactConfig()).eval()(torch.zeros(1, 3, 96, 160))
+    assert [tuple(m.shape) for m in maps] == [(1, 96, 24, 40), (1, 96, 12, 20), (1, 96, 6, 10)]
 
 
 def test_each_cell_knows_its_place() -> None:
@@ -64,7 +64,9 @@ def test_nano_stays_small() -> None:
     encoder, whole = (sum(p.numel() for p in module.parameters()) for module in (model.encoder, model))
     assert encoder < 1.8e6
     assert whole < 3.1e6
-    assert NANO.image_size == 16 * NANO.grid
+    assert NANO.image_size == tuple(16 * side for side in NANO.grid)
+    assert NANO.tracker is not None
+    assert NANO.tracker.image_size == NANO.image_size
     assert PRESETS["nano"] is NANO
 
 
@@ -72,8 +74,8 @@ def test_our_loops_compute_what_the_stock_forward_computes() -> None:
     detector = small_detector()
     _, _, d1, text = small_inputs()
     with torch.no_grad():
-        tokens, position = detector.encode(d1, text)
-        ours = detector.decode(tokens, position, text, detector.start(tokens))
+        tokens = detector.encode(d1, text)
+        ours = detector.decode(tokens, text, detector.start(tokens))
         level = detector.position(d1.shape, d1.device, d1.dtype)
         encoded = detector.detr_encoder(vision_features=[d1], text_features=text, vision_pos_embeds=[level])
         stock = detector.detr_decoder(
@@ -82,7 +84,7 @@ def test_our_loops_compute_what_the_stock_forward_computes() -> None:
             vision_pos_encoding=encoded.pos_embeds_flattened,
             spatial_shapes=encoded.spatial_shapes,
         )
-    torch.testing.assert_close(tokens, encoded.last_hidden_state)
+    torch.testing.assert_close(tokens.values, encoded.last_hidden_state)
     torch.testing.assert_close(ours.states, stock.intermediate_hidden_states)
     torch.testing.assert_close(ours.presence, stock.presence_logits.squeeze(-1))
 
@@ -92,12 +94,12 @@ def test_masks_are_those_of_the_stock_mask_decoder() -> None:
     d4, d2, d1, text = small_inputs()
     with torch.no_grad():
         found = detector(d4, d2, d1, text)
-        tokens, position = detector.encode(d1, text)
-        decoded = detector.decode(tokens, position, text, detector.start(tokens))
+        tokens = detector.encode(d1, text)
+        decoded = detector.decode(tokens, text, detector.start(tokens))
         stock = detector.mask_decoder(
             decoder_queries=decoded.states[-1],
             backbone_features=[d4, d2, d1],
-            encoder_hidden_states=tokens,
+            encoder_hidden_states=tokens.values,
             prompt_features=text,
         )
         best = detector.score(decoded.states, text)[-1].topk(4, dim=1).indices
@@ -119,9 +121,9 @@ def test_extra_queries_leave_the_learned_ones_alone() -> None:
     _, _, d1, text = small_inputs()
     extra = Queries(torch.randn(2, 7, 32), torch.rand(2, 7, 4) * 0.5 + 0.2)
     with torch.no_grad():
-        tokens, position = detector.encode(d1, text)
-        alone = detector.decode(tokens, position, text, detector.start(tokens))
-        together = detector.decode(tokens, position, text, detector.start(tokens), extra)
+        tokens = detector.encode(d1, text)
+        alone = detector.decode(tokens, text, detector.start(tokens))
+        together = detector.decode(tokens, text, detector.start(tokens), extra)
     assert together.states.shape[2] == 17
     torch.testing.assert_close(together.states[:, :, :10], alone.states)
     torch.testing.assert_close(together.presence, alone.presence)

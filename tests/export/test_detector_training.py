@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ pytest.importorskip("transformers")
 from barnsight_export.cli import main
 from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.networks.compact import CompactConfig
-from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer
+from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer, Tokens
 from barnsight_export.networks.teacher import TeacherConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
-from barnsight_export.presets import PRESETS, Preset
+from barnsight_export.presets import ORIN, PRESETS, Preset
 from barnsight_export.train.augment import augment
 from barnsight_export.train.detector import (
     RECIPES,
@@ -56,8 +57,8 @@ from barnsight_export.train.validation import best_threshold, validate
 
 TINY = Preset(
     name="tiny",
-    image_size=64,
-    grid=4,
+    image_size=(48, 64),
+    grid=(3, 4),
     concepts=("pig", "cow"),
     student=CompactConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
@@ -152,7 +153,7 @@ def test_batches_pad_to_the_fullest_picture() -> None:
 
 
 def test_a_view_depends_on_seed_and_position_alone() -> None:
-    first, again, other = (Views(Ellipses(), 2, seed)[(17, 64)] for seed in (3, 3, 4))
+    first, again, other = (Views(Ellipses(), 2, seed)[(17, (48, 64))] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])
 
@@ -163,7 +164,7 @@ def test_animals_stay_under_their_ids_through_augmentation() -> None:
     ids[30:66, 30:66] = 1
     image = np.repeat(ids[..., None] * 200, 3, axis=2).astype(np.uint8)
     for seed in range(12):
-        view, view_ids, _ = augment(image, ids, 96, np.random.default_rng(seed))
+        view, view_ids, _ = augment(image, ids, (80, 120), np.random.default_rng(seed))
         inside = cv2.erode((view_ids > 0).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         near = cv2.dilate((view_ids > 0).astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
         ring = near & ~(cv2.dilate((view_ids > 0).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0)
@@ -175,7 +176,7 @@ def test_a_wrong_or_absent_animal_leaves_nothing_to_find() -> None:
     views = Views(Ellipses(), 2, seed=0)
     wrong = 0
     for position in range(200):
-        _, concept, targets = views[(position, 64)]
+        _, concept, targets = views[(position, (64, 64))]
         rng = np.random.default_rng((0, position))
         picture = views.pictures[int(rng.integers(len(views.pictures)))]
         if concept != picture.concept:
@@ -243,8 +244,10 @@ def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
 
 def test_size_and_rate_follow_the_share_of_the_budget() -> None:
     recipe = DetectorRecipe(learning_rate=1e-3, sizes=((0.0, 192), (0.3, 256), (0.78, 320)))
-    assert [recipe.size_px(p, 64) for p in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)] == [192, 192, 256, 256, 320, 320]
-    assert RECIPES["heads"].size_px(0.5, 1024) == 1024
+    square = replace(TINY, image_size=(64, 64), grid=(4, 4))
+    sizes = [recipe.image_size(progress, square)[0] for progress in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)]
+    assert sizes == [192, 192, 256, 256, 320, 320]
+    assert RECIPES["heads"].image_size(0.5, ORIN) == (1024, 1024)
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
     assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)
     assert recipe.rate(0.7, 1000) == pytest.approx(1e-3 * 0.505)
@@ -271,7 +274,7 @@ def run(out: Path, images: int, *, resume: bool = False) -> DetectorTrainer:
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     whole = DetectorTrainer(TINY, RECIPE, tmp_path / "whole")
     views = Views(Ellipses(), 2, RECIPE.seed)
-    batches = [collate([views[(4 * k + i, 64)] for i in range(4)]) for k in range(4)]
+    batches = [collate([views[(4 * k + i, (48, 64))] for i in range(4)]) for k in range(4)]
     for batch in batches[:2]:
         whole.step(batch, 0.1)
     whole.out.mkdir()
@@ -449,7 +452,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     trainer = DetectorTrainer(TINY, RECIPE, tmp_path)
     views = Views(Ellipses(), 2, 0)
-    batch = collate([views[(position, 64)] for position in range(4)])
+    batch = collate([views[(position, (48, 64))] for position in range(4)])
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -482,8 +485,8 @@ class Oracle(torch.nn.Module):
 
 def test_the_truth_scores_one_and_a_phantom_is_counted() -> None:
     pictures = Ellipses(5)
-    perfect = validate(Oracle(pictures), pictures, 96, limit=5)
-    haunted = validate(Oracle(pictures, phantom=2.0), pictures, 96, limit=5)
+    perfect = validate(Oracle(pictures), pictures, (64, 96), limit=5)
+    haunted = validate(Oracle(pictures, phantom=2.0), pictures, (64, 96), limit=5)
     assert (perfect.ap50, perfect.ap75, perfect.recall, perfect.false_positives) == (1.0, 1.0, 1.0, 0.0)
     assert haunted.recall == 1.0
     assert haunted.false_positives == 4 / 5  # not in the empty scene: nothing is present there
@@ -491,11 +494,16 @@ def test_the_truth_scores_one_and_a_phantom_is_counted() -> None:
 
 def test_the_threshold_is_the_lowest_that_does_as_well_as_the_best() -> None:
     pictures = Ellipses(5)
-    assert best_threshold(Oracle(pictures), pictures, 96, limit=5) == 0.1
-    assert best_threshold(Oracle(pictures, phantom=-0.5), pictures, 96, limit=5) == 0.4  # it scores 0.37
+    assert best_threshold(Oracle(pictures), pictures, (64, 96), limit=5) == 0.1
+    assert best_threshold(Oracle(pictures, phantom=-0.5), pictures, (64, 96), limit=5) == 0.4  # it scores 0.37
 
 
 # Proposals
+
+
+def random_tokens(pictures: int) -> Tokens:
+    values = torch.randn(pictures, math.prod(TINY.grid), TINY.detector.width)
+    return Tokens(values, torch.zeros_like(values), TINY.grid)
 
 
 def test_queries_start_where_the_encoder_proposes_an_animal() -> None:
@@ -505,8 +513,7 @@ def test_queries_start_where_the_encoder_proposes_an_animal() -> None:
     )
     assert not hasattr(proposing.detector.detr_decoder, "reference_points")
     assert not hasattr(proposing.detector.detr_decoder, "query_embed")
-    grid, width = TINY.grid, TINY.detector.width
-    tokens = torch.randn(2, grid * grid, width)
+    tokens = random_tokens(2)
     proposer = proposing.detector.proposer
     assert proposer is not None
     found, start = proposer(tokens), proposing.detector.start(tokens)
@@ -522,12 +529,12 @@ def test_what_a_query_begins_as_does_not_depend_on_its_rank() -> None:
     detector = replace(TINY, detector=replace(TINY.detector, proposals=True)).build().detector
     assert detector.proposer is not None
     torch.nn.init.normal_(detector.proposer.content.weight)
-    tokens = torch.randn(1, TINY.grid**2, TINY.detector.width)
+    tokens = random_tokens(1)
     before = detector.start(tokens)
     heat = detector.proposer.heads[-1]
     with torch.no_grad():
         heat.weight[0], heat.bias[0] = -heat.weight[0], -heat.bias[0]  # the likeliest cell is now the least likely
-    detector.config = replace(detector.config, queries=TINY.grid**2)
+    detector.config = replace(detector.config, queries=math.prod(TINY.grid))
     after = detector.start(tokens)
     for content, box in zip(before.content[0], before.boxes[0], strict=True):
         same = (after.boxes[0] == box).all(1)
@@ -539,14 +546,15 @@ def test_an_untrained_proposal_lies_at_its_own_cell() -> None:
     proposer = Proposer(8)
     torch.nn.init.zeros_(proposer.heads[-1].weight)
     torch.nn.init.zeros_(proposer.heads[-1].bias)
-    boxes = proposer(torch.randn(1, 9, 8)).boxes[0]
-    torch.testing.assert_close(boxes[5], torch.tensor([2.5 / 3, 1.5 / 3, 0.15, 0.15]))  # third column, second row
+    tokens = torch.randn(1, 8, 8)
+    boxes = proposer(Tokens(tokens, tokens, (2, 4))).boxes[0]
+    torch.testing.assert_close(boxes[6], torch.tensor([2.5 / 4, 1.5 / 2, 0.15, 0.15]))  # third column, second row
 
 
 def test_a_detector_that_proposes_learns_too(tmp_path: Path) -> None:
     preset = replace(TINY, detector=replace(TINY.detector, proposals=True))
     trainer = DetectorTrainer(preset, RECIPE, tmp_path)
     views = Views(Ellipses(), 2, 0)
-    batch = collate([views[(position, 64)] for position in range(4)])
+    batch = collate([views[(position, (48, 64))] for position in range(4)])
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]

@@ -55,8 +55,8 @@ def log_of(out: Path) -> list[dict[str, str]]:
 
 TINY = Preset(
     name="tiny",
-    image_size=64,
-    grid=4,
+    image_size=(48, 64),
+    grid=(3, 4),
     concepts=("pig", "cow"),
     student=CompactConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
@@ -74,6 +74,8 @@ TINY = Preset(
 VIT = replace(
     TINY,
     name="tiny-teacher",
+    image_size=(64, 64),
+    grid=(4, 4),
     student=TeacherConfig(TinyViTConfig((8, 16, 24, 32), (2, 3, 4), windows=(2, 4, 2), depths=(1, 1, 1, 1)), neck=16),
 )
 TUNING = DetectorRecipe(batch=4, warmup_steps=2, sizes=((0.0, 64),), validation_pictures=2)
@@ -133,7 +135,7 @@ def test_pseudo_labels_become_batches_of_the_detectors_own_training(tmp_path: Pa
     pictures = pseudo_pictures(tmp_path)
     assert len(pictures) == 6
     assert pictures[0].concept == 1
-    batch = collate([Views(pictures, 2, 0)[(k, 64)] for k in range(4)])
+    batch = collate([Views(pictures, 2, 0)[(k, (48, 64))] for k in range(4)])
     assert batch.boxes.shape == (4, 1, 4)
     assert (batch.kinds == TARGET).any()
     labeled = (tmp_path / "ids-00000.npy").stat().st_mtime_ns
@@ -156,7 +158,7 @@ def test_heads_are_tuned_on_pseudo_labels_over_a_frozen_student(tmp_path: Path) 
 
 def test_tuning_heads_alone_lowers_the_loss(tmp_path: Path) -> None:
     pictures = pseudo_pictures(tmp_path / "pictures")
-    batch = collate([Views(pictures, 2, 0)[(k, 64)] for k in range(4)])
+    batch = collate([Views(pictures, 2, 0)[(k, (48, 64))] for k in range(4)])
     trainer = DetectorTrainer(TINY, TUNING, tmp_path / "run")
     freeze(trainer, ("encoder.",))
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(15)]
@@ -164,9 +166,9 @@ def test_tuning_heads_alone_lowers_the_loss(tmp_path: Path) -> None:
 
 
 def test_a_trained_detector_labels_frames(tmp_path: Path) -> None:
-    found = Sam3Labeler(TINY.build(), concept=0, size_px=64)(Square()[0])
+    found = Sam3Labeler(TINY.build(), concept=0, size=(48, 64))(Square()[0])
     assert found.image_size == (48, 48)
-    assert found.mask_logits.shape[1:] == (16, 16)
+    assert found.mask_logits.shape[1:] == (12, 16)
     assert (found.scores >= 0.25).all()
 
 
@@ -226,7 +228,9 @@ def test_sam3_teaches_the_maps_that_its_own_heads_read(tmp_path: Path) -> None:
     image = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
         stock, found = vision(image), necks(image)
-        trunk = Network(Sam3Trunk(load_vision(path, 4, small_vision().config)), Input(56), ["trunk"]).eval()(image)
+        trunk = Network(Sam3Trunk(load_vision(path, 4, small_vision().config)), Input((56, 56)), ["trunk"]).eval()(
+            image
+        )
         tracker, _ = tracker_neck(stock.last_hidden_state.transpose(1, 2).reshape(1, 16, 4, 4))
     for name, expected in zip(("d4", "d2", "d1"), stock.fpn_hidden_states, strict=False):
         torch.testing.assert_close(getattr(found, name), expected)
@@ -240,7 +244,7 @@ def test_sam3_teaches_the_maps_that_its_own_heads_read(tmp_path: Path) -> None:
         (4, 8, 8),
         (16, 4, 4),
     ]
-    normalized = Input(56).prepare(image)
+    normalized = Input((56, 56)).prepare(image)
     with torch.no_grad():
         again = vision(normalized).last_hidden_state
     torch.testing.assert_close(trunk["trunk"].flatten(2).transpose(1, 2), again)
@@ -264,12 +268,12 @@ def test_a_student_learns_from_sam3_at_both_points(
     tmp_path: Path, student: TrunkStudentConfig | NeckStudentConfig, maps: tuple[str, ...]
 ) -> None:
     public_file(tmp_path / "model.safetensors")
-    preset = replace(TINY, student=student)
+    preset = replace(TINY, image_size=(64, 64), grid=(4, 4), student=student)
     pupil = build_student(preset)
     assert compared_maps(preset) == maps == pupil.outputs
     necks = load_necks(tmp_path, 4, small_vision().config)
     module = Sam3Trunk(necks) if maps == ("trunk",) else necks
-    master = FrozenTeacher(Network(module, Input(56), maps))
+    master = FrozenTeacher(Network(module, Input((56, 56)), maps))
     run = Distillation(
         pupil,
         master,
@@ -294,7 +298,7 @@ def test_sam3_labels_frames_with_prompts_of_any_length() -> None:
     model = Sam3Detector(
         Sam3Necks(small_vision()), Detector(config), {"pig": torch.randn(3, 16), "ox": torch.randn(5, 16)}
     )
-    found = Sam3Labeler(model, concept=1, size_px=56)(Square()[0])
+    found = Sam3Labeler(model, concept=1, size=(56, 56))(Square()[0])
     assert found.image_size == (48, 48)
     with pytest.raises(ExportUsageError, match="'tiny' knows no concept 'goat'; choose one of pig, cow"):
         build_labeler(TINY, Path("nowhere"), "goat")

@@ -33,7 +33,7 @@ from barnsight_export.errors import DataError, DataMissingError, ExportError, Ex
 from barnsight_export.train.trainer import CHECKPOINT
 
 SIZE = 16
-INPUT = Input(SIZE)
+INPUT = Input((SIZE, SIZE))
 LEVELS = {"d4": 1.0, "d2": 1.0, "d1": 1.0}
 POINT_B = Match(LEVELS)
 POINT_A = Match({"trunk": 1.0})
@@ -161,7 +161,7 @@ def test_a_teacher_does_not_learn_and_its_key_follows_its_weights_and_input() ->
     assert first.key == same.key != other.key
     assert not first(torch.rand(1, 3, SIZE, SIZE))["d1"].requires_grad
     larger = network(12, 7)
-    larger.inputs = Input(32)
+    larger.inputs = Input((32, 32))
     assert fingerprint(larger) != first.key
 
 

@@ -34,8 +34,8 @@ from barnsightd.tracking.memory import MemoryBank
 
 TINY = Preset(
     name="tiny",
-    image_size=64,
-    grid=4,
+    image_size=(64, 80),
+    grid=(4, 5),
     concepts=("pig", "cow"),
     student=CompactConfig(stem=8, stages=(8, 16, 40), expansion=2, attention_blocks=1, neck=16),
     detector=DetectorConfig(
@@ -56,7 +56,7 @@ TINY = Preset(
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
     tracker = random_tracker(
-        TrackerConfig(grid=4, width=16, memory_width=8, attention_layers=1, feed_forward=32, decoder_heads=2)
+        TrackerConfig(grid=(4, 5), width=16, memory_width=8, attention_layers=1, feed_forward=32, decoder_heads=2)
     )
     behavior = roles.behavior(scatter(BehaviorClassifier(BehaviorConfig(features=8, hidden=4))))
     more, folder = (*roles.tracker_graphs(tracker), behavior), tmp_path_factory.mktemp("sets") / "tiny"
@@ -96,9 +96,9 @@ def test_the_manifest_describes_what_is_there(exported: Exported) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["schema_version"], manifest["image_size"], manifest["grid"], manifest["mask_size"]) == (
         1,
-        64,
-        4,
-        16,
+        [64, 80],
+        [4, 5],
+        [16, 20],
     )
     assert manifest["behaviors"] == [*BEHAVIORS]
     for entry in (manifest["concepts"], manifest["golden"], *manifest["engines"]):
@@ -142,15 +142,15 @@ def test_a_session_remembers_with_what_was_loaded(exported: Exported) -> None:
     with load_model_set(exported.folder) as models:
         tracker = models.tracker
         assert tracker is not None
-        assert tracker.layout == (16, 7, 19)
+        assert tracker.layout == ((4, 5), 7, 19)
         features = models.encoder.encode(np.full((48, 64, 3), 90, np.uint8))
         bank = MemoryBank(3, tracker.positions, tracker.layout, batch=2)
-        masks = np.full((2, 16, 16), -8, np.float32)
+        masks = np.full((2, 16, 20), -8, np.float32)
         masks[0, 2:9, 3:8] = masks[1, 8:14, 9:15] = 8
         memories = tracker.memorize(features, masks, np.ones(2, np.float32))
         bank.condition([0, 2], 0, memories, tracker.point_at(features, masks))
         seen = tracker.segment(features, bank.recall([2, 0], 1))
-    assert seen.mask_logits.shape == (2, 16, 16)
+    assert seen.mask_logits.shape == (2, 16, 20)
     assert seen.pointers.shape == (2, 16)
     assert not np.array_equal(seen.mask_logits[0], seen.mask_logits[1])
 
@@ -161,7 +161,7 @@ def test_a_closed_set_has_no_tracker_left(exported: Exported) -> None:
     models.close()
     assert models.tracker is not None
     with pytest.raises(EngineError, match="engine 'memory_encoder' is closed"):
-        models.tracker.memorize(features, np.zeros((1, 16, 16), np.float32), np.ones(1, np.float32))
+        models.tracker.memorize(features, np.zeros((1, 16, 20), np.float32), np.ones(1, np.float32))
 
 
 def test_a_set_whose_tracker_lacks_something_is_refused(exported: Exported, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_set_whose_tracker_lacks_something_is_refused(exported: Exported, tmp_
         if engine["role"] == "memory_encoder":
             engine["outputs"][0]["shape"] = [None, 9, 8]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ModelSetMismatchError, match=r"'memory_encoder': output 'mem' must be float32 \(any, 16, 8\)"):
+    with pytest.raises(ModelSetMismatchError, match=r"'memory_encoder': output 'mem' must be float32 \(any, 20, 8\)"):
         load_model_set(folder)
 
 

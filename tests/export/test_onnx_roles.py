@@ -31,7 +31,7 @@ from barnsight_export.onnx.patches import check_versions
 from barnsight_export.onnx.random_weights import random_tracker, scatter
 
 SMALL = TrackerConfig(
-    grid=4,
+    grid=(4, 4),
     width=32,
     memory_width=16,
     attention_layers=2,
@@ -41,7 +41,7 @@ SMALL = TrackerConfig(
     pointer_frames=3,
 )
 WINDOW = BehaviorConfig(features=8, hidden=6)
-_, SLOTS, POINTERS = SMALL.layout
+SLOTS, POINTERS = SMALL.layout.slots, SMALL.layout.pointers
 TOKENS = SLOTS * 16 + POINTERS * 2
 ATTENTION_INPUTS = ("t1", "mem", "mempos", "ptr", "ptrpos", "bias")
 
@@ -281,7 +281,7 @@ def test_eager_attention_is_the_fused_one() -> None:
     for module in fused.modules():
         if hasattr(module, "config") and module is not fused:
             module.config._attn_implementation = "sdpa"
-    inputs = roles.detector(eager, 5).draw(1, 1)
+    inputs = roles.detector(eager, (5, 5)).draw(1, 1)
     with torch.no_grad():
         for ours, theirs in zip(eager(*inputs.values()), fused(*inputs.values()), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -289,12 +289,12 @@ def test_eager_attention_is_the_fused_one() -> None:
 
 def test_a_prompt_without_its_padding_is_the_padded_and_masked_one() -> None:
     detector = small_detector()
-    *_, d1, text = roles.detector(detector, 5, text_tokens=3).draw(1, 1).values()
+    *_, d1, text = roles.detector(detector, (5, 5), text_tokens=3).draw(1, 1).values()
     padded = torch.cat([text, torch.full((1, 4, 32), 9.0)], dim=1)
     valid = torch.tensor([[True] * 3 + [False] * 4])
     with torch.no_grad():
-        tokens, position = detector.encode(d1, text)
-        states = detector.decode(tokens, position, text, detector.start(tokens)).states
+        tokens = detector.encode(d1, text)
+        states = detector.decode(tokens, text, detector.start(tokens)).states
         level = detector.position(d1.shape, d1.device, d1.dtype)
         encoded = detector.detr_encoder([d1], padded, vision_pos_embeds=[level], text_mask=valid)
         stock = detector.detr_decoder(

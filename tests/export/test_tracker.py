@@ -30,7 +30,7 @@ from barnsight_export.networks.tracker import (
 
 GRID, WIDTH, NARROW, SLOTS, POINTERS = 5, 128, 64, 3, 4
 CELLS = GRID * GRID
-SMALL = TrackerConfig(grid=GRID, width=WIDTH, attention_layers=2, feed_forward=64, decoder_heads=2)
+SMALL = TrackerConfig(grid=(GRID, GRID), width=WIDTH, attention_layers=2, feed_forward=64, decoder_heads=2)
 
 
 @pytest.fixture(scope="module")

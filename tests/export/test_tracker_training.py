@@ -29,17 +29,18 @@ from barnsight_export.train.tracker import TrackerRecipe, TrackerTrainer, load_t
 from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget, read_checkpoint
 from barnsightd.tracking.memory import MemoryBank
 
-SIZE_PX, FRAMES = 64, 6
+SIZE_PX, FRAMES = 64, 6  # of the stored pictures
+SIZE = (48, 64)
 STUDENT = CompactConfig(stem=8, stages=(8, 16, 16), expansion=2, attention_blocks=0, neck=32)
 TINY = Preset(
     "tiny",
-    SIZE_PX,
-    4,
+    SIZE,
+    (3, 4),
     ("pig",),
     STUDENT,
     DetectorConfig(width=32, heads=2, feed_forward=32, encoder_layers=1, decoder_layers=1, queries=4),
     tracker=TrackerConfig(
-        grid=4, patch=16, width=32, memory_width=16, attention_layers=1, feed_forward=32, decoder_heads=2
+        grid=(3, 4), patch=16, width=32, memory_width=16, attention_layers=1, feed_forward=32, decoder_heads=2
     ),
 )
 RECIPE = TrackerRecipe(
@@ -83,8 +84,8 @@ def write_sequences(folder: Path) -> None:
     np.savez(folder / "truth-00000.npz", species=np.zeros(8, np.int64), visible_fraction=visible)
 
 
-def opened(folder: Path, size_px: int = SIZE_PX, *, augmented: bool = True) -> Sequences:
-    return Sequences(folder, size_px=size_px, animals=2, seed=0, augmented=augmented)
+def opened(folder: Path, size: tuple[int, int] = SIZE, *, augmented: bool = True) -> Sequences:
+    return Sequences(folder, size=size, animals=2, seed=0, augmented=augmented)
 
 
 def trainer_in(out: Path, seed: int = 1) -> TrackerTrainer:
@@ -95,7 +96,7 @@ def trainer_in(out: Path, seed: int = 1) -> TrackerTrainer:
 def test_a_sample_follows_its_animals_and_is_the_same_at_the_same_position(sequences: Path) -> None:
     data = opened(sequences / "train")
     first, again, other = data[(3, 4)], data[(3, 4)], data[(4, 4)]
-    assert (tuple(first.images.shape), first.masks.shape[0], first.masks.shape[2:]) == ((4, 64, 64, 3), 4, (16, 16))
+    assert (tuple(first.images.shape), first.masks.shape[0], first.masks.shape[2:]) == ((4, 48, 64, 3), 4, (12, 16))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.images, other.images)
     assert first.present[0].all()  # an animal begins in sight
@@ -143,8 +144,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(sequences: Path, tmp
 def test_a_run_leaves_a_log_and_a_tracker_that_loads(sequences: Path, tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path)
 
-    def open_sequences(split: str, size_px: int) -> Sequences:
-        return opened(sequences / split, size_px)
+    def open_sequences(split: str, size: tuple[int, int]) -> Sequences:
+        return opened(sequences / split, size)
 
     train_tracker(trainer, Budget("images", 6), open_sequences, workers=0, show_progress=False)
     assert (
@@ -156,11 +157,11 @@ def test_a_run_leaves_a_log_and_a_tracker_that_loads(sequences: Path, tmp_path: 
 
 def test_small_pictures_train_the_same_parameters(sequences: Path, tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path)
-    small = trainer.follower(trainer.model, SIZE_PX // 2).tracker
-    assert small.config.grid == 2
+    small = trainer.follower(trainer.model, (32, 32)).tracker
+    assert small.config.grid == (2, 2)
     assert all(a is b for a, b in zip(small.parameters(), trainer.model.tracker.parameters(), strict=True))
-    trainer.step([opened(sequences / "train", SIZE_PX // 2)[(position, 3)] for position in range(2)], 0.0)
-    attention = trainer.follower(trainer.model, SIZE_PX).attention.layers[0].cross_attn_image.k_proj.weight
+    trainer.step([opened(sequences / "train", (32, 32))[(position, 3)] for position in range(2)], 0.0)
+    attention = trainer.follower(trainer.model, SIZE).attention.layers[0].cross_attn_image.k_proj.weight
     assert attention is small.memory_attention.layers[0].cross_attn_image.k_proj.weight
     assert attention.grad is not None
 
@@ -172,7 +173,7 @@ def test_training_sees_what_a_session_sees(sequences: Path, tmp_path: Path) -> N
     On every other frame only the first animal's pointer is kept.
     """
     trainer = trainer_in(tmp_path)
-    model, follower = trainer.average, trainer.follower(trainer.average, SIZE_PX)
+    model, follower = trainer.average, trainer.follower(trainer.average, SIZE)
     nn.init.constant_(model.tracker.mask_decoder.pred_obj_score_head.proj_out.bias, 3.0)
     images, masks, _ = opened(sequences / "val", augmented=False)[(0, FRAMES)]
     maps = trainer.maps(model, images[None])

@@ -24,7 +24,7 @@ from barnsight_export.onnx.export import session_constants
 from barnsightd.tracking.memory import MemoryBank
 
 ANIMALS = 3
-CONFIG = TrackerConfig(grid=4, width=128, attention_layers=1, feed_forward=64, decoder_heads=2)
+CONFIG = TrackerConfig(grid=(4, 4), width=128, attention_layers=1, feed_forward=64, decoder_heads=2)
 
 
 def run_ours(tracker: Tracker, frames: int) -> list[Step]:

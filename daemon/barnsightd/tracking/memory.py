@@ -14,7 +14,6 @@ K pointers (conditioning ones first), P their tokens, C width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -123,7 +122,7 @@ class MemoryBank:
         recent = pointer_ages[:, self._conditioning_pointers :]
         pointer_empty[:, self._conditioning_pointers :] = (recent < 1) | (recent > self._recent_pointers)
 
-        kept, (cells, slots, _) = self._mem.shape[1], self._layout
+        kept, cells, slots = self._mem.shape[1], self._layout.cells, self._layout.slots
         for row, animal in enumerate(animals):
             self._mem_out[row, :kept] = self._mem[animal]
             self._ptr_out[row] = self._ptr[animal]
@@ -152,21 +151,22 @@ class Impression(NamedTuple):
     """What was seen of B animals on one frame: its map, their masks as logits, and whether they were there."""
 
     frame: int
-    t1: Floats  # (1, C, G, G)
+    t1: Floats  # (1, C, h, w)
     animals: NDArray[np.int64]  # (B,)
-    mask_logits: Floats  # (B, 4G, 4G)
+    mask_logits: Floats  # (B, 4h, 4w)
     presence: Floats  # (B,)
 
 
 class Impressions:
     """The last `frames` frames as they were seen, of up to `animals` animals; fixed size, oldest overwritten."""
 
-    def __init__(self, animals: int, frames: int, *, width: int, cells: int, dtype: DTypeLike = np.float16) -> None:
-        """Lay everything out for maps of `cells` cells and `width` channels."""
-        grid = math.isqrt(cells)
-        self._t1 = np.zeros((frames, 1, width, grid, grid), dtype)
+    def __init__(
+        self, animals: int, frames: int, *, width: int, grid: tuple[int, int], dtype: DTypeLike = np.float16
+    ) -> None:
+        """Lay everything out for maps of `grid` (height, width) cells and `width` channels."""
+        self._t1 = np.zeros((frames, 1, width, *grid), dtype)
         self._frames = np.full(frames, NEVER, np.int64)
-        self._mask_logits = np.zeros((animals, frames, 4 * grid, 4 * grid), dtype)
+        self._mask_logits = np.zeros((animals, frames, 4 * grid[0], 4 * grid[1]), dtype)
         self._presence = np.zeros((animals, frames), np.float32)
         self._fresh = np.zeros((animals, frames), np.bool_)
 
@@ -182,7 +182,7 @@ class Impressions:
             array.fill(0)
 
     def keep(self, frame: int, t1: Floats, animals: Sequence[int], mask_logits: Floats, presence: Floats) -> None:
-        """Keep what frame `frame` shows of these animals: map (1, C, G, G), masks (B, 4G, 4G), presence (B,)."""
+        """Keep what frame `frame` shows of these animals: map (1, C, h, w), masks (B, 4h, 4w), presence (B,)."""
         slot = frame % len(self._frames)
         if self._frames[slot] != frame:
             self._frames[slot], self._t1[slot] = frame, t1

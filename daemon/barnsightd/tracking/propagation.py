@@ -62,7 +62,7 @@ class MemoryPropagator:
             batch=min(tracker.largest_batch, animals),
         )
         self._impressions = Impressions(
-            animals, self._bank.recent, width=positions.pointer_weight.shape[1], cells=layout.cells
+            animals, self._bank.recent, width=positions.pointer_weight.shape[1], grid=layout.grid
         )
         self._frame = self._look = -1
         self._pointers: dict[int, NDArray[np.float32]] = {}  # of this frame, by slot

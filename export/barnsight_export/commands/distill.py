@@ -119,14 +119,15 @@ def _distill(args: argparse.Namespace, preset: Preset, taught_by: Preset) -> int
     device = process_device()
     several = join_processes(device)
     try:
-        student = build_student(preset, args.trunk, args.init, {name: tap for (name, tap), _ in pairs})
+        taps = {name: tap for (name, tap), _ in pairs}
+        student = build_student(preset, args.trunk, args.init, taps, taught_by=taught_by)
         teacher = build_teacher(taught_by, args.teacher, {name: tap for _, (name, tap) in pairs}, device)
         processes = distributed.get_world_size() if several else 1
         budget_bytes = int(args.cache_gb * GB)
         cache = FeatureCache(args.cache or args.out / "features", budget_bytes, processes) if budget_bytes else None
         match = Match(dict.fromkeys(compared_maps(preset), 1.0), {ours: theirs for (ours, _), (theirs, _) in pairs})
         distillation = Distillation(
-            student, teacher, match, recipe, args.out, size_px=preset.image_size, device=device, cache=cache
+            student, teacher, match, recipe, args.out, size_px=max(preset.image_size), device=device, cache=cache
         )
         if args.resume:
             distillation.resume()
@@ -147,7 +148,7 @@ def _label(args: argparse.Namespace, preset: Preset) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     labeler = build_labeler(preset, args.teacher, args.labels)
-    concept, size_px = preset.concepts.index(args.labels), max(LABELED_PX, preset.image_size)
+    concept, size_px = preset.concepts.index(args.labels), max(LABELED_PX, *preset.image_size)
     for split, frames in (("train", train), ("val", validation)):
         write_pictures(frames, labeler, args.out / split, concept=concept, size_px=size_px)
     return os.EX_OK

@@ -80,7 +80,7 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
     if args.data is not None:
         pictures = Simulated(args.data / "val")
         score = best_threshold(model, pictures, preset.image_size, _PICTURES)
-        image = cv2.resize(pictures[0].image, (preset.image_size,) * 2, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(pictures[0].image, preset.image_size[::-1], interpolation=cv2.INTER_AREA)
         chosen = {"score": score, "golden_image": normalize(torch.from_numpy(image)[None]).contiguous().numpy()}
         print(
             f"score threshold {score}, the lowest as good as the best F1 on "
@@ -113,9 +113,9 @@ def _trained_tracker(args: argparse.Namespace, preset: Preset) -> dict[str, Any]
 
     if preset.tracker is None:
         raise ExportUsageError(f"--tracker: preset '{preset.name}' has no tracker; leave it out")
-    if args.checkpoint is None:
+    if args.checkpoint is None or args.sam3 or args.dinov3 or args.behavior:
         raise ExportUsageError(
-            "--tracker is of a training run, over its --checkpoint: name that, and no public weights"
+            "--tracker is of a training run, over its --checkpoint: name that, and no --sam3, --dinov3 or --behavior"
         )
     trained = load_tracker(args.tracker, preset)
     return {"more": roles.tracker_graphs(trained.tracker), "tracker": trained.tracker, "neck": trained.neck}
@@ -147,8 +147,10 @@ def _export_random(args: argparse.Namespace, preset: Preset) -> None:
     from barnsight_export.onnx.export import export_model_set
     from barnsight_export.onnx.random_weights import random_networks
 
-    if args.sam3 is not None or args.dinov3 is not None or args.behavior is not None:
-        raise ExportUsageError("--random-weights takes the place of --sam3, --dinov3 and --behavior: leave them out")
+    if any(given is not None for given in (args.tracker, args.sam3, args.dinov3, args.behavior)):
+        raise ExportUsageError(
+            "--random-weights takes the place of --tracker, --sam3, --dinov3 and --behavior: leave them out"
+        )
     if args.data is not None:
         raise ExportUsageError("--data chooses a threshold for trained weights; leave it out with --random-weights")
     networks = random_networks(preset, _SEED)

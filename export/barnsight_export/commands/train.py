@@ -152,9 +152,9 @@ def _train_tracker(args: argparse.Namespace) -> int:
     elif args.init is not None:
         trainer.start_with(read_checkpoint(args.init)["average"])
 
-    def open_sequences(split: str, size_px: int) -> Sequences:
+    def open_sequences(split: str, size: tuple[int, int]) -> Sequences:
         return Sequences(
-            args.data / split, size_px=size_px, animals=recipe.animals, seed=recipe.seed,
+            args.data / split, size=size, animals=recipe.animals, seed=recipe.seed,
             augmented=split == "train",
         )  # fmt: skip
 

@@ -38,10 +38,16 @@ def compared_maps(preset: Preset) -> tuple[str, ...]:
 
 
 def build_student(
-    preset: Preset, trunk: Path | None = None, init: Path | None = None, taps: Taps | None = None
+    preset: Preset,
+    trunk: Path | None = None,
+    init: Path | None = None,
+    taps: Taps | None = None,
+    *,
+    taught_by: Preset | None = None,
 ) -> Network:
     """The preset's student: fresh, on a public TinyViT (`trunk`), or as an earlier run left it (`init`).
 
+    It sees what the preset `taught_by` sees, or what its own does; at nano's scale no parameter depends on that.
     Raises ExportUsageError where the preset has no TinyViT, and as `checkpoints` does for files that do not fit.
     """
     config = preset.student
@@ -56,7 +62,7 @@ def build_student(
         load_tiny_vit(trunk, student)
     if init is not None:
         load(init, student, read(init))
-    return Network(student, Input(preset.image_size), compared_maps(preset), taps)
+    return Network(student, Input((taught_by or preset).image_size), compared_maps(preset), taps)
 
 
 def build_teacher(
@@ -68,15 +74,15 @@ def build_teacher(
     """
     module: nn.Module
     if isinstance(preset.student, PyramidConfig):
-        module, size_px = trained_detector(preset, checkpoint).encoder, preset.image_size
+        module, size = trained_detector(preset, checkpoint).encoder, preset.image_size
     else:
-        size_px = PATCH_PX * preset.grid
+        grid, size = _square(preset)
         if isinstance(preset.student, TrunkStudentConfig):
-            module = Sam3Trunk(load_vision(checkpoint, preset.grid))
+            module = Sam3Trunk(load_vision(checkpoint, grid))
         else:
-            module = load_necks(checkpoint, preset.grid)
+            module = load_necks(checkpoint, grid)
     half = torch.bfloat16 if torch.device(device).type == "cuda" else None
-    return FrozenTeacher(Network(module.to(device), Input(size_px), compared_maps(preset), taps), half)
+    return FrozenTeacher(Network(module.to(device), Input(size), compared_maps(preset), taps), half)
 
 
 def build_labeler(preset: Preset, checkpoint: Path, concept: str) -> Sam3Labeler:
@@ -91,8 +97,14 @@ def build_labeler(preset: Preset, checkpoint: Path, concept: str) -> Sam3Labeler
     number = preset.concepts.index(concept)
     if isinstance(preset.student, PyramidConfig):
         return Sam3Labeler(trained_detector(preset, checkpoint), number, preset.image_size)
-    detector = load_detector(checkpoint, preset.grid, preset.detector, preset.concepts)
-    return Sam3Labeler(detector, number, PATCH_PX * preset.grid)
+    grid, size = _square(preset)
+    return Sam3Labeler(load_detector(checkpoint, grid, preset.detector, preset.concepts), number, size)
+
+
+def _square(preset: Preset) -> tuple[int, tuple[int, int]]:
+    """The side of the grid on which SAM 3 itself works, always a square, and the size of the pictures for it."""
+    side = preset.grid[0]
+    return side, (PATCH_PX * side, PATCH_PX * side)
 
 
 def trained_detector(preset: Preset, checkpoint: Path) -> Sam3:

@@ -37,15 +37,15 @@ Detect = Callable[[NDArray[np.uint8]], Detections]
 class Sam3Labeler:
     """A trained detector, (image, concept) to `Detection`, as a teacher of one concept."""
 
-    def __init__(self, model: nn.Module, concept: int, size_px: int) -> None:
+    def __init__(self, model: nn.Module, concept: int, size: tuple[int, int]) -> None:
         self.model = model.eval()
-        self.concept, self.size_px = concept, size_px
+        self.concept, self.size = concept, size
         self.thresholds = Thresholds(score=DOUBTFUL, nms_iou=0.5)
 
     @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8]) -> Detections:
-        square = cv2.resize(image, (self.size_px, self.size_px), interpolation=cv2.INTER_AREA)
-        found = self.model(normalize(torch.from_numpy(square)[None]), torch.tensor([self.concept]))
+        resized = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
+        found = self.model(normalize(torch.from_numpy(resized)[None]), torch.tensor([self.concept]))
         outputs = {name: value.float().numpy() for name, value in found._asdict().items()}
         return decode(outputs, image.shape[:2], self.thresholds, DOUBTFUL)
 

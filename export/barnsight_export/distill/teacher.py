@@ -33,17 +33,16 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What a module wants to see: square pictures of `size_px`, normalized by channel."""
+    """What a module wants to see: pictures of `size` (height, width) in pixels, normalized by channel."""
 
-    size_px: int
+    size: tuple[int, int]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize plainly and normalize: (B, 3, H, W) in 0..1 -> (B, 3, S, S)."""
-        if images.shape[2:] != (self.size_px, self.size_px):
-            size = (self.size_px, self.size_px)
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        """Resize plainly and normalize: (B, 3, H, W) in 0..1 -> (B, 3, h, w)."""
+        if images.shape[2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 

@@ -26,7 +26,7 @@ _CALIBRATED_FRAMES = 40
 
 
 class Step(NamedTuple):
-    """One frame: mask logits (A, 4G, 4G), presence logits (A,), and how much is kept after it, in values."""
+    """One frame: mask logits (A, 4h, 4w), presence logits (A,), and how much is kept after it, in values."""
 
     masks: NDArray[np.float32]
     presence: NDArray[np.float32]
@@ -57,25 +57,25 @@ class TorchEngine:
 
 def maps_of(config: TrackerConfig, frame: int) -> Maps:
     """The tracker's maps of a frame: a scene that drifts, and noise."""
-    width, grid = config.width, config.grid
-    shapes = {"t4": (width // 8, 4 * grid), "t2": (width // 4, 2 * grid), "t1": (width, grid)}
+    channels_of = {4: config.width // 8, 2: config.width // 4, 1: config.width}
     scene, noise = np.random.default_rng(5), np.random.default_rng(1000 + frame)
     return {
-        name: (
-            scene.normal(size=(1, channels, side, side)) * np.cos(frame / 9 + scene.normal(size=(1, channels, 1, 1)))
-            + 0.3 * noise.normal(size=(1, channels, side, side))
+        f"t{scale}": (
+            scene.normal(size=(1, channels, *sides)) * np.cos(frame / 9 + scene.normal(size=(1, channels, 1, 1)))
+            + 0.3 * noise.normal(size=(1, channels, *sides))
         ).astype(np.float32)
-        for name, (channels, side) in shapes.items()
+        for scale, channels in channels_of.items()
+        for sides in [(scale * config.grid[0], scale * config.grid[1])]
     }
 
 
 def first_masks(config: TrackerConfig, animals: int) -> NDArray[np.float32]:
-    """Logits of animals side by side, (A, 4G, 4G), each of another size."""
-    side = config.mask_size
-    masks = np.full((animals, side, side), -8, np.float32)
+    """Logits of animals side by side, (A, 4h, 4w), each of another size."""
+    height, width = config.mask_size
+    masks = np.full((animals, height, width), -8, np.float32)
     for animal in range(animals):
-        top, left = (side * (1 + animal) // (animals + 2), side * (2 + animal % 3) // 8)
-        masks[animal, top : top + side // 4, left : left + side // 4 + animal] = 8
+        top, left = (height * (1 + animal) // (animals + 2), width * (2 + animal % 3) // 8)
+        masks[animal, top : top + height // 4, left : left + width // 4 + animal] = 8
     return masks
 
 

@@ -109,8 +109,8 @@ class PyramidEncoder(nn.Module):
 class CompactStudent(PyramidEncoder):
     """Image to the three maps that SAM 3's detector reads.
 
-    Input `image` (B, 3, 16G, 16G), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4G, 4G),
-    `d2` (B, C, 2G, 2G) and `d1` (B, C, G, G).
+    Input `image` (B, 3, 16h, 16w), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4h, 4w),
+    `d2` (B, C, 2h, 2w) and `d1` (B, C, h, w).
     """
 
     def __init__(self, config: CompactConfig) -> None:

@@ -76,10 +76,22 @@ class Queries(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Whether an animal's center lies in each cell, as logits (B, G²), and its box (B, G², 4), normalized cxcywh."""
+    """Whether an animal's center lies in each cell, as logits (B, N), and its box (B, N, 4), normalized cxcywh.
+
+    The cells are those of a `grid` of (rows, columns), row by row.
+    """
 
     centers: Tensor
     boxes: Tensor
+    grid: tuple[int, int]
+
+
+class Tokens(NamedTuple):
+    """The coarse map once it has met itself and the prompt: N tokens, one a cell of the `grid` (rows, columns)."""
+
+    values: Tensor  # (B, N, C)
+    positions: Tensor  # (B, N, C)
+    grid: tuple[int, int]
 
 
 class Decoded(NamedTuple):
@@ -91,7 +103,7 @@ class Decoded(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Pixel embeddings for masks (B, C, 4G, 4G) and the semantic logits (B, 4G, 4G)."""
+    """Pixel embeddings for masks (B, C, 4h, 4w) and the semantic logits (B, 4h, 4w), over a grid of (h, w) tokens."""
 
     instance: Tensor
     semantic: Tensor
@@ -103,7 +115,7 @@ class Detection(NamedTuple):
     boxes: Tensor  # (B, K, 4) normalized xyxy
     logits: Tensor  # (B, K)
     presence: Tensor  # (B, 1) logit
-    masks: Tensor  # (B, K, 4G, 4G) logits
+    masks: Tensor  # (B, K, 4h, 4w) logits
 
 
 class Proposer(nn.Module):
@@ -120,14 +132,15 @@ class Proposer(nn.Module):
         self.heads = nn.Sequential(nn.Linear(width, width), nn.ReLU(), heads)
         self.content = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Proposals:
-        """Read proposals from tokens (B, G², C)."""
-        output = self.heads(tokens)
-        grid = round(tokens.shape[1] ** 0.5)
-        axis = torch.arange(grid, device=tokens.device)
-        center = (torch.cartesian_prod(axis, axis).flip(1) + 0.5) / grid  # (G², 2) x, y
+    def forward(self, tokens: Tokens) -> Proposals:
+        """Read proposals from the tokens."""
+        output = self.heads(tokens.values)
+        rows, columns = (torch.arange(side, device=output.device) for side in tokens.grid)
+        sides = torch.tensor(tokens.grid[::-1], device=output.device)
+        center = (torch.cartesian_prod(rows, columns).flip(1) + 0.5) / sides  # (N, 2) x, y
         anchors = torch.cat([center, torch.full_like(center, _ANCHOR_SIDE)], dim=1)
-        return Proposals(output[..., 0], (output[..., 1:] + inverse_sigmoid(anchors)).sigmoid())
+        boxes = (output[..., 1:] + inverse_sigmoid(anchors)).sigmoid()
+        return Proposals(output[..., 0], boxes, tokens.grid)
 
 
 class Detector(nn.Module):
@@ -163,8 +176,8 @@ class Detector(nn.Module):
 
     def forward(self, d4: Tensor, d2: Tensor, d1: Tensor, text: Tensor) -> Detection:
         """Detect the animals that the prompt `text` (B, T, C) names in the encoder's maps."""
-        tokens, position = self.encode(d1, text)
-        decoded = self.decode(tokens, position, text, self.start(tokens))
+        tokens = self.encode(d1, text)
+        decoded = self.decode(tokens, text, self.start(tokens))
         logits, best = self.score(decoded.states[-1:], text)[0].topk(self.config.top_k, dim=1)  # (B, K)
         states = _gather(decoded.states[-1], best)
         chosen = _gather(decoded.boxes[-1], best)
@@ -174,31 +187,30 @@ class Detector(nn.Module):
         masks = torch.einsum("bkc,bchw->bkhw", self.mask_decoder.mask_embedder(states), pixels.instance)
         return Detection(boxes, logits, decoded.presence[-1].unsqueeze(1), masks)
 
-    def encode(self, d1: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the coarse map attend to itself and to the prompt: tokens and their positions, (B, G², C) each."""
-        position = self.position(d1.shape, d1.device, d1.dtype).flatten(2).transpose(1, 2)
-        tokens = d1.flatten(2).transpose(1, 2)  # (B, C, G, G) -> (B, G², C)
+    def encode(self, d1: Tensor, text: Tensor) -> Tokens:
+        """Let the coarse map (B, C, h, w) attend to itself and to the prompt."""
+        positions = self.position(d1.shape, d1.device, d1.dtype).flatten(2).transpose(1, 2)
+        values = d1.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
         for layer in self.detr_encoder.layers:
-            tokens = layer(tokens, prompt_feats=text, vision_pos_encoding=position)
-        return tokens, position
+            values = layer(values, prompt_feats=text, vision_pos_encoding=positions)
+        return Tokens(values, positions, (d1.shape[2], d1.shape[3]))
 
-    def start(self, tokens: Tensor) -> Queries:
+    def start(self, tokens: Tokens) -> Queries:
         """The queries before the first layer: at learned places, or at the likeliest centers on the tokens."""
         if self.proposer is None:
-            decoder, batch = self.detr_decoder, tokens.shape[0]
+            decoder, batch = self.detr_decoder, tokens.values.shape[0]
             boxes = decoder.reference_points.weight.sigmoid()
             return Queries(*(value.expand(batch, -1, -1) for value in (decoder.query_embed.weight, boxes)))
         proposals = self.proposer(tokens)
         likeliest = proposals.centers.topk(self.config.queries, dim=1).indices
-        content = self.proposer.content(_gather(tokens, likeliest))
+        content = self.proposer.content(_gather(tokens.values, likeliest))
         return Queries(content, _gather(proposals.boxes, likeliest).detach())
 
-    def decode(
-        self, tokens: Tensor, position: Tensor, text: Tensor, start: Queries, extra: Queries | None = None
-    ) -> Decoded:
+    def decode(self, tokens: Tokens, text: Tensor, start: Queries, extra: Queries | None = None) -> Decoded:
         """Refine the queries, and any extra ones, layer by layer."""
         decoder = self.detr_decoder
-        batch, grid = tokens.shape[0], round(tokens.shape[1] ** 0.5)
+        values, positions, grid = tokens
+        batch = values.shape[0]
         queries, boxes = start
         attending = 1 + queries.shape[1]
         if extra is not None:
@@ -210,8 +222,8 @@ class Detector(nn.Module):
             where = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
             # The presence token stands first; it has no position and looks everywhere alike.
             where = F.pad(where, (0, 0, 1, 0))
-            bias = F.pad(decoder._get_rpb_matrix(boxes, (grid, grid)), (0, 0, 1, 0))
-            hidden = _decoder_layer(layer, hidden, where, text, tokens, position, bias, attending)
+            bias = F.pad(decoder._get_rpb_matrix(boxes, grid), (0, 0, 1, 0))
+            hidden = _decoder_layer(layer, hidden, where, text, values, positions, bias, attending)
             states = decoder.output_layer_norm(hidden[:, 1:])
             refined = (decoder.box_head(states) + inverse_sigmoid(boxes)).sigmoid()
             boxes = refined.detach()
@@ -227,11 +239,11 @@ class Detector(nn.Module):
         logits: Tensor = self.dot_product_scoring(states, text)
         return logits.squeeze(-1)
 
-    def embed_pixels(self, d4: Tensor, d2: Tensor, d1: Tensor, tokens: Tensor, text: Tensor) -> Pixels:
+    def embed_pixels(self, d4: Tensor, d2: Tensor, d1: Tensor, tokens: Tokens, text: Tensor) -> Pixels:
         """Climb from the prompted tokens through the finer maps to stride 4."""
         head = self.mask_decoder
-        prompted, _ = head.prompt_cross_attn(head.prompt_cross_attn_norm(tokens), text, text)
-        pixels = head._embed_pixels([d4, d2, d1], tokens + head.prompt_cross_attn_dropout(prompted))
+        prompted, _ = head.prompt_cross_attn(head.prompt_cross_attn_norm(tokens.values), text, text)
+        pixels = head._embed_pixels([d4, d2, d1], tokens.values + head.prompt_cross_attn_dropout(prompted))
         return Pixels(head.instance_projection(pixels), head.semantic_projection(pixels).squeeze(1))
 
 
@@ -294,7 +306,7 @@ class Sam3(nn.Module):
         aim_heads(self.detector)
 
     def forward(self, image: Tensor, concept: Tensor) -> Detection:
-        """Detect concept number `concept` (B,) in `image` (B, 3, H, H), normalized."""
+        """Detect concept number `concept` (B,) in `image` (B, 3, H, W), normalized."""
         d4, d2, d1 = self.encoder(image)[:3]
         detection: Detection = self.detector(d4, d2, d1, self.concepts[concept])
         return detection
@@ -360,8 +372,8 @@ def _decoder_layer(
     hidden: Tensor,
     where: Tensor,
     text: Tensor,
-    tokens: Tensor,
-    position: Tensor,
+    values: Tensor,
+    positions: Tensor,
     bias: Tensor,
     attending: int,
 ) -> Tensor:
@@ -373,7 +385,7 @@ def _decoder_layer(
     hidden = layer.self_attn_layer_norm(torch.cat([first, hidden[:, attending:]], dim=1))
     attended, _ = layer.text_cross_attn(hidden + where, text, text)
     hidden = layer.text_cross_attn_layer_norm(hidden + layer.text_cross_attn_dropout(attended))
-    attended, _ = layer.vision_cross_attn(hidden + where, tokens + position, tokens, attention_mask=bias)
+    attended, _ = layer.vision_cross_attn(hidden + where, values + positions, values, attention_mask=bias)
     hidden = layer.vision_cross_attn_layer_norm(hidden + layer.vision_cross_attn_dropout(attended))
     updated: Tensor = layer.mlp_layer_norm(hidden + layer.mlp_dropout(layer.mlp(hidden)))
     return updated

@@ -29,8 +29,8 @@ class TeacherConfig:
 class Teacher(PyramidEncoder):
     """Image to the three maps that SAM 3's detector reads; the trunk's map at stride 32 joins the one at stride 16.
 
-    Input `image` (B, 3, 16G, 16G), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4G, 4G),
-    `d2` (B, C, 2G, 2G) and `d1` (B, C, G, G). Raises ValueError for an image that does not fill the trunk's windows.
+    Input `image` (B, 3, 16h, 16w), normalized with mean and standard deviation 0.5. Outputs `d4` (B, C, 4h, 4w),
+    `d2` (B, C, 2h, 2w) and `d1` (B, C, h, w). Raises ValueError for an image that does not fill the trunk's windows.
     """
 
     def __init__(self, config: TeacherConfig) -> None:

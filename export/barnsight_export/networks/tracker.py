@@ -12,7 +12,7 @@ parameters, train as they are, and compute what the stock methods compute, with 
 SAM 3 gives the tracker a neck of its own over the trunk. A compact student's is `TrackerNeck`: it narrows the maps that
 the student gives the detector.
 
-Letters in shapes: B animals, C width, D memory width, G grid, N = G² cells, M memory slots, P pointer tokens.
+Letters in shapes: B animals, C width, D memory width, h x w grid, N = hw cells, M memory slots, P pointer tokens.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _MASK_SCALE, _MASK_SHIFT = 20.0, -10.0  # of a mask's probabilities before they 
 class TrackerConfig:
     """Widths and depths of a tracker; the defaults are SAM 3's own, for 1008 pixels.
 
-    `grid` is the side of the coarse map and `patch` its stride in pixels, which sets how large a prompt's mask is drawn
-    before it is looked at. `memories` counts the temporal positions, one of them for conditioning frames, and
+    `grid` is the coarse map's (height, width) and `patch` its stride in pixels, which sets how large a prompt's mask is
+    drawn before it is looked at. `memories` counts the temporal positions, one of them for conditioning frames, and
     `pointer_frames` the frames that a pointer's age is measured in. Raises ValueError for a width that cannot be split.
     """
 
-    grid: int = 72
+    grid: tuple[int, int] = (72, 72)
     patch: int = 14
     width: int = 256
     memory_width: int = 64
@@ -77,9 +77,14 @@ class TrackerConfig:
             )
 
     @property
-    def mask_size(self) -> int:
-        """Side of a mask in pixels: masks lie at a quarter of the stride."""
-        return 4 * self.grid
+    def image_size(self) -> tuple[int, int]:
+        """The picture's (height, width) in pixels."""
+        return self.patch * self.grid[0], self.patch * self.grid[1]
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """A mask's (height, width): masks lie at a quarter of the stride."""
+        return 4 * self.grid[0], 4 * self.grid[1]
 
     @property
     def layout(self) -> MemoryLayout:
@@ -87,7 +92,7 @@ class TrackerConfig:
 
         Of those a few more are of conditioning frames, of whatever age.
         """
-        return MemoryLayout(self.grid**2, self.memories, self.pointer_frames - 1 + _CERTAIN_POINTERS)
+        return MemoryLayout(self.grid, self.memories, self.pointer_frames - 1 + _CERTAIN_POINTERS)
 
     @property
     def tokens_per_pointer(self) -> int:
@@ -96,7 +101,7 @@ class TrackerConfig:
 
     def stock(self) -> Any:
         """The same as a configuration of `transformers`."""
-        width, image_size = self.width, self.grid * self.patch
+        width = self.width
         config = Sam3TrackerVideoConfig(
             vision_config={
                 "model_type": "sam3_vision_model",
@@ -110,7 +115,7 @@ class TrackerConfig:
                 num_attention_heads=self.decoder_heads,
                 iou_head_hidden_dim=width,
             ),
-            image_size=image_size,
+            image_size=max(self.image_size),  # its pictures are square
             num_maskmem=self.memories,
             max_object_pointers_in_encoder=self.pointer_frames,
             memory_attention_hidden_size=width,
@@ -124,6 +129,7 @@ class TrackerConfig:
             memory_fuser_embed_dim=width,
             memory_fuser_intermediate_dim=4 * width,
         )
+        config.memory_attention_rope_feat_sizes = list(self.grid[::-1])
         for part in (config, config.mask_decoder_config):
             part._attn_implementation = "eager"  # what exports
         return config
@@ -132,7 +138,7 @@ class TrackerConfig:
 class Candidates(NamedTuple):
     """The three masks that the mask decoder chooses one of, for training."""
 
-    masks: Tensor  # (B, 3, 4G, 4G) logits
+    masks: Tensor  # (B, 3, 4h, 4w) logits
     ious: Tensor  # (B, 3) predicted IoU of each
     obj: Tensor  # (B, 1) logit
     ptr: Tensor  # (B, 3, C) object pointer of each
@@ -141,7 +147,7 @@ class Candidates(NamedTuple):
 class Segmented(NamedTuple):
     """What the mask decoder says of each animal."""
 
-    mask: Tensor  # (B, 4G, 4G) logits; -1024 everywhere where the animal is not in the picture
+    mask: Tensor  # (B, 4h, 4w) logits; -1024 everywhere where the animal is not in the picture
     ptr: Tensor  # (B, C) object pointer
     obj: Tensor  # (B, 1) logit: is the animal in the picture
     iou: Tensor  # (B, 1) predicted IoU of the mask, 0..1
@@ -181,8 +187,8 @@ class Tracker(nn.Module):
         positions: Tensor = self.temporal_positional_encoding_projection_layer(sines)
         return positions.repeat_interleave(self.config.tokens_per_pointer, dim=0)
 
-    def at_grid(self, grid: int) -> Tracker:
-        """The same parameters, for maps of `grid` cells a side."""
+    def at_grid(self, grid: tuple[int, int]) -> Tracker:
+        """The same parameters, for maps of `grid` (height, width) cells."""
         other = Tracker(replace(self.config, grid=grid))
         other.load_state_dict(self.state_dict(keep_vars=True), assign=True)
         return other.to(self.no_memory_embedding.device)
@@ -202,7 +208,7 @@ class TrackerNeck(nn.Module):
         self.project = nn.Conv2d(width, width, 1)
 
     def forward(self, d4: Tensor, d2: Tensor, d1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`t4` (B, C/8, 4G, 4G), `t2` (B, C/4, 2G, 2G) and `t1` (B, C, G, G)."""
+        """`t4` (B, C/8, 4h, 4w), `t2` (B, C/4, 2h, 2w) and `t1` (B, C, h, w)."""
         return self.conv_s0(d4), self.conv_s1(d2), self.project(d1)
 
 
@@ -248,9 +254,9 @@ class MemoryAttention(nn.Module):
         self.register_buffer("memory_place", _sine_places(config.memory_width, config.grid), persistent=False)
 
     def forward(self, t1: Tensor, mem: Tensor, mempos: Tensor, ptr: Tensor, ptrpos: Tensor, bias: Tensor) -> Tensor:
-        """The conditioned frame (B, C, G, G).
+        """The conditioned frame (B, C, h, w).
 
-        `t1` (1, C, G, G) is the frame; `mem` (B, M·N, D) holds the memories slot by slot and `mempos` (M, D) the
+        `t1` (1, C, h, w) is the frame; `mem` (B, M·N, D) holds the memories slot by slot and `mempos` (M, D) the
         slots' temporal positions; `ptr` and `ptrpos` (B, P, D) are pointer tokens and their positions; `bias`
         (B, 1, M·N + P) is 0, or `MASKED` where there is nothing.
         """
@@ -258,7 +264,7 @@ class MemoryAttention(nn.Module):
         placed = mem.reshape(-1, mempos.shape[0], cells, narrow) + self.memory_place + mempos[:, None]  # (B, M, N, D)
         pointed = ptr + ptrpos
         values = torch.cat([mem, ptr], dim=1)  # (B, M·N + P, D)
-        tokens = t1.flatten(2).transpose(1, 2) + _PLACE_SHARE * self.place  # (1, C, G, G) -> (1, N, C)
+        tokens = t1.flatten(2).transpose(1, 2) + _PLACE_SHARE * self.place  # (1, C, h, w) -> (1, N, C)
         for layer in self.layers:
             tokens = tokens + self._look_around(layer.self_attn, layer.layer_norm1(tokens))
             tokens = tokens + self._recall(
@@ -266,7 +272,7 @@ class MemoryAttention(nn.Module):
             )
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(tokens))))
         conditioned: Tensor = self.layer_norm(tokens)
-        return conditioned.transpose(1, 2).reshape(-1, *t1.shape[1:])  # (B, N, C) -> (B, C, G, G)
+        return conditioned.transpose(1, 2).reshape(-1, *t1.shape[1:])  # (B, N, C) -> (B, C, h, w)
 
     def _look_around(self, attention: Any, tokens: Tensor) -> Tensor:
         query = self._turn(self._halves(attention.q_proj, tokens)) * attention.scaling
@@ -312,17 +318,17 @@ class _MaskHead(nn.Module):
         self.no_object_pointer = tracker.no_object_pointer
         self.shared_image_embedding = tracker.shared_image_embedding
         self.no_point = tracker.prompt_encoder.not_a_point_embed
-        centers = (torch.arange(tracker.config.grid) + 0.5) / tracker.config.grid
-        y, x = torch.meshgrid(centers, centers, indexing="ij")
-        self.register_buffer("position", torch.stack([x, y], dim=-1), persistent=False)  # (G, G, 2), 0..1
+        centers = [(torch.arange(side) + 0.5) / side for side in tracker.config.grid]
+        y, x = torch.meshgrid(*centers, indexing="ij")
+        self.register_buffer("position", torch.stack([x, y], dim=-1), persistent=False)  # (h, w, 2), 0..1
         self.register_buffer("candidates", torch.arange(_MASK_CANDIDATES), persistent=False)
 
     def transform(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the output tokens and the map (B, C, G, G) attend to each other: (B, tokens, C), (B, C, G, G)."""
+        """Let the output tokens and the map (B, C, h, w) attend to each other: (B, tokens, C), (B, C, h, w)."""
         head = self.mask_decoder
         no_points = self.no_point.weight.expand(2, -1)  # SAM pads an absent prompt with two points that are none
         tokens = torch.cat([head.obj_score_token.weight, head.iou_token.weight, head.mask_tokens.weight, no_points])
-        places = self.shared_image_embedding(self.position).permute(2, 0, 1)[None]  # (1, C, G, G)
+        places = self.shared_image_embedding(self.position).permute(2, 0, 1)[None]  # (1, C, h, w)
         tokens, cells = head.transformer(
             point_embeddings=tokens.expand(image.shape[0], 1, -1, -1),
             image_embeddings=image,
@@ -359,7 +365,7 @@ class MaskDecoder(_MaskHead):
     def forward(self, pix: Tensor, t4: Tensor, t2: Tensor) -> Segmented:
         """Segment each animal.
 
-        `pix` (B, C, G, G) is the conditioned frame; `t4` (1, C/8, 4G, 4G) and `t2` (1, C/4, 2G, 2G) are its finer maps.
+        `pix` (B, C, h, w) is the conditioned frame; `t4` (1, C/8, 4h, 4w) and `t2` (1, C/4, 2h, 2w) are its finer maps.
         """
         tokens, cells = self.transform(pix + self.no_mask.weight[..., None, None])
         iou, hot = self.choose(tokens)
@@ -386,10 +392,10 @@ class MaskDecoder(_MaskHead):
         )
 
     def _draw(self, tokens: Tensor, hot: Tensor, cells: Tensor, t4: Tensor, t2: Tensor) -> Tensor:
-        """The masks that the rows of `hot` (B, R, 3) choose, one below the other: (B · R, 4G, 4G)."""
+        """The masks that the rows of `hot` (B, R, 3) choose, one below the other: (B · R, 4h, 4w)."""
         head = self.mask_decoder
         pixels = head.activation(head.upscale_layer_norm(head.upscale_conv1(cells) + t2))
-        pixels = head.activation(head.upscale_conv2(pixels) + t4)  # (B, C/8, 4G, 4G)
+        pixels = head.activation(head.upscale_conv2(pixels) + t4)  # (B, C/8, 4h, 4w)
         brushes = torch.stack(
             [
                 brush(token)
@@ -410,11 +416,11 @@ class PromptDecoder(_MaskHead):
         super().__init__(tracker)
         self.mask_downsample = tracker.mask_downsample
         self.mask_embed = tracker.prompt_encoder.mask_embed
-        self.image_size = tracker.config.grid * tracker.config.patch
+        self.image_size = tracker.config.image_size
         self.mask_size = tracker.config.mask_size
 
     def forward(self, t1: Tensor, mask: Tensor) -> Tensor:
-        """The pointer (B, C) of each animal: the frame is `t1` (1, C, G, G), its `mask` (B, 1, 4G, 4G) logits."""
+        """The pointer (B, C) of each animal: the frame is `t1` (1, C, h, w), its `mask` (B, 1, 4h, 4w) logits."""
         drawn = (mask > 0).to(mask.dtype)
         scaled = self.mask_downsample(_resize(drawn, self.image_size))
         tokens, _ = self.transform(t1 + self.mask_embed(_resize(scaled, self.mask_size)))
@@ -430,20 +436,21 @@ class MemoryEncoder(nn.Module):
         super().__init__()
         self.memory_encoder = tracker.memory_encoder
         self.occluded = tracker.occlusion_spatial_embedding_parameter
-        self.image_size = tracker.config.grid * tracker.config.patch
-        self.side = 4 * tracker.config.mask_size
+        self.image_size = tracker.config.image_size
+        height, width = tracker.config.mask_size
+        self.drawn_size = 4 * height, 4 * width
 
     def forward(self, t1: Tensor, mask: Tensor, obj: Tensor) -> Tensor:
-        """The memory (B, N, D) of each animal in the frame `t1` (1, C, G, G).
+        """The memory (B, N, D) of each animal in the frame `t1` (1, C, h, w).
 
-        `mask` (B, 1, 4G, 4G) and `obj` (B, 1) are logits. The mask of a conditioning frame, which is certain, is given
+        `mask` (B, 1, 4h, 4w) and `obj` (B, 1) are logits. The mask of a conditioning frame, which is certain, is given
         as large logits of both signs. SAM 3 draws a mask at the picture's size before it encodes it, so that two
         resizes follow each other; both enlarge, so they need no antialiasing.
         """
         stock = self.memory_encoder
-        certainty = _resize(_resize(mask, self.image_size), self.side).sigmoid() * _MASK_SCALE + _MASK_SHIFT
+        certainty = _resize(_resize(mask, self.image_size), self.drawn_size).sigmoid() * _MASK_SCALE + _MASK_SHIFT
         fused = stock.feature_projection(t1) + stock.mask_downsampler(certainty)
-        memory: Tensor = stock.projection(stock.memory_fuser(fused))  # (B, D, G, G)
+        memory: Tensor = stock.projection(stock.memory_fuser(fused))  # (B, D, h, w)
         return memory.flatten(2).transpose(1, 2) + torch.where(obj > 0, 0.0, self.occluded)[:, None]
 
 
@@ -452,14 +459,14 @@ def _candidates(tokens: Tensor) -> Tensor:
     return tokens[:, 3 : 3 + _MASK_CANDIDATES]
 
 
-def _resize(mask: Tensor, side: int) -> Tensor:
-    if mask.shape[-1] == side:
+def _resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    if mask.shape[-2:] == size:
         return mask
-    return F.interpolate(mask, size=(side, side), mode="bilinear", align_corners=False)
+    return F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
 
 
-def _sine_places(width: int, grid: int) -> Tensor:
+def _sine_places(width: int, grid: tuple[int, int]) -> Tensor:
     """Sine position encodings (N, width) of the cells of a grid."""
     sine = Sam3TrackerVideoPositionEmbeddingSine(num_position_features=width // 2, normalize=True)
-    places: Tensor = sine(torch.Size((1, width, grid, grid)), torch.device("cpu"), torch.float32)
+    places: Tensor = sine(torch.Size((1, width, *grid)), torch.device("cpu"), torch.float32)
     return places.flatten(2).transpose(1, 2)[0]

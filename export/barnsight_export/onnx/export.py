@@ -85,7 +85,7 @@ def export_model_set(
     """Write `model` as a model set into `folder`; other files there are kept.
 
     `score` is the least score of a detection that a daemon trusts.
-    `golden_image` (1, 3, H, H), normalized, is what later runtimes are compared on; noise where absent. `more` are
+    `golden_image` (1, 3, H, W), normalized, is what later runtimes are compared on; noise where absent. `more` are
     further engines: those of `tracker`, an embedder, a behavior classifier; `neck` is the tracker's over a compact
     student. `seeds` draw the fresh random inputs, and `report` hears of each engine once it is compared on them.
     Raises ParityError where ONNX Runtime and PyTorch differ by more than `RELATIVE_TOLERANCE` of an output's largest

@@ -1,16 +1,16 @@
 """The engines by role, one function each: which network, which tensors, which of them have an open batch.
 
-    encoder           image (1, 3, H, H)                                    -> d4, d2, d1 [, t4, t2, t1]
+    encoder           image (1, 3, H, W)                                    -> d4, d2, d1 [, t4, t2, t1]
     detector          d4, d2, d1, text (1, T, C)                            -> boxes, logits, presence, masks
     memory_attention  t1, mem (B, M·N, D), mempos (M, D), ptr and ptrpos (B, P, D), bias (B, 1, M·N + P) -> pix
-    mask_decoder      pix (B, C, G, G), t4, t2                              -> mask, ptr, obj, iou
-    memory_encoder    t1, mask (B, 1, 4G, 4G), obj (B, 1)                   -> mem (B, N, D)
-    prompt_decoder    t1, mask (B, 1, 4G, 4G)                               -> ptr (B, C)
+    mask_decoder      pix (B, C, h, w), t4, t2                              -> mask, ptr, obj, iou
+    memory_encoder    t1, mask (B, 1, 4h, 4w), obj (B, 1)                   -> mem (B, N, D)
+    prompt_decoder    t1, mask (B, 1, 4h, 4w)                               -> ptr (B, C)
     embedder          crops (B, 3, 224, 224)                                -> cls (B, E), patch_mean (B, E)
     behavior          window (B, T, E)                                      -> logits (B, 9)
 
-Maps: `d4`, `d2`, `d1` are (1, C, 4G, 4G), (1, C, 2G, 2G) and (1, C, G, G) for the detector; `t4`, `t2`, `t1` have
-C/8, C/4 and C channels for the tracker. N = G² cells.
+Maps: `d4`, `d2`, `d1` are (1, C, 4h, 4w), (1, C, 2h, 2w) and (1, C, h, w) for the detector; `t4`, `t2`, `t1` have
+C/8, C/4 and C channels for the tracker. N = hw cells.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ CROP_SIZE = 224
 _MANY_CELLS = 2000  # from here on the scores of one animal's memory attention fill more than a GB
 
 
-def encoder(network: nn.Module, image_size: int, outputs: tuple[str, ...] = DETECTOR_MAPS) -> Graph:
+def encoder(network: nn.Module, image_size: tuple[int, int], outputs: tuple[str, ...] = DETECTOR_MAPS) -> Graph:
     """The image encoder: a student, with the necks where it stands at the trunk's place."""
 
     def draw(seed: int, batch: int) -> Mapping[str, Tensor]:  # noqa: ARG001 - one image at a time
-        return {"image": torch.rand((1, 3, image_size, image_size), generator=_generator(seed)) * 2 - 1}
+        return {"image": torch.rand((1, 3, *image_size), generator=_generator(seed)) * 2 - 1}
 
     return Graph("encoder", network, draw, outputs)
 
 
-def detector(network: Detector, grid: int, text_tokens: int = PROMPT_TOKENS) -> Graph:
+def detector(network: Detector, grid: tuple[int, int], text_tokens: int = PROMPT_TOKENS) -> Graph:
     """The concept detector; `text_tokens` is the length of every concept's prompt."""
 
     def draw(seed: int, batch: int) -> Mapping[str, Tensor]:  # noqa: ARG001 - one image at a time
         noise, width = _generator(seed), network.config.width
-        maps = {f"d{k}": torch.randn((1, width, k * grid, k * grid), generator=noise) for k in (4, 2, 1)}
+        maps = {f"d{k}": torch.randn((1, width, k * grid[0], k * grid[1]), generator=noise) for k in (4, 2, 1)}
         return {**maps, "text": torch.randn((1, text_tokens, width), generator=noise)}
 
     return Graph("detector", network, draw, Detection._fields)
@@ -64,8 +64,8 @@ def detector(network: Detector, grid: int, text_tokens: int = PROMPT_TOKENS) -> 
 def memory_attention(tracker: Tracker) -> Graph:
     """The frame conditioned on the memories and the tokens of the object pointers of each animal."""
     config = tracker.config
-    cells, slots, pointers = config.layout
-    narrow, tokens = config.memory_width, pointers * config.tokens_per_pointer
+    cells, slots = config.layout.cells, config.layout.slots
+    narrow, tokens = config.memory_width, config.layout.pointers * config.tokens_per_pointer
 
     def draw(seed: int, batch: int) -> Mapping[str, Tensor]:
         noise = _generator(seed)
@@ -98,7 +98,7 @@ def mask_decoder(tracker: Tracker) -> Graph:
 
     def draw(seed: int, batch: int) -> Mapping[str, Tensor]:
         noise = _generator(seed)
-        pix = torch.randn((batch, config.width, config.grid, config.grid), generator=noise)
+        pix = torch.randn((batch, config.width, *config.grid), generator=noise)
         return {"pix": pix, "t4": _map(config, 4, noise), "t2": _map(config, 2, noise)}
 
     return Graph("mask_decoder", MaskDecoder(tracker), draw, Segmented._fields, ("pix",))
@@ -158,14 +158,14 @@ def _generator(seed: int) -> torch.Generator:
 
 def _map(config: TrackerConfig, scale: int, noise: torch.Generator) -> Tensor:
     """A map `t1`, `t2` or `t4` of noise."""
-    channels, side = {1: config.width, 2: config.width // 4, 4: config.width // 8}[scale], scale * config.grid
-    return torch.randn((1, channels, side, side), generator=noise)
+    channels, (height, width) = {1: config.width, 2: config.width // 4, 4: config.width // 8}[scale], config.grid
+    return torch.randn((1, channels, scale * height, scale * width), generator=noise)
 
 
 def _masks(config: TrackerConfig, batch: int, noise: torch.Generator) -> Tensor:
     """Logits of one ellipse an animal, somewhere in the picture."""
-    axis = (torch.arange(config.mask_size) + 0.5) / config.mask_size
+    rows, columns = ((torch.arange(side) + 0.5) / side for side in config.mask_size)
     x, y = torch.rand((2, batch, 1, 1, 1), generator=noise)
     width, height = 0.05 + 0.2 * torch.rand((2, batch, 1, 1, 1), generator=noise)
-    outside: Tensor = ((axis - x) / width) ** 2 + ((axis[:, None] - y) / height) ** 2
+    outside: Tensor = ((columns - x) / width) ** 2 + ((rows[:, None] - y) / height) ** 2
     return 10 * (1 - outside)

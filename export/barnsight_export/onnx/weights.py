@@ -56,7 +56,8 @@ def read_weights(folder: Path, preset: Preset) -> dict[str, Tensor]:
             weight = weights[name].numpy()
             found = _look_up(weight, known, wanted)
             if found is None and name in _PLACES:
-                found = _unfold(weight, _PLACES[name] * preset.grid, known, wanted)
+                scale, (height, width) = _PLACES[name], preset.grid
+                found = _unfold(weight, (scale * height, scale * width), known, wanted)
             if found is None:
                 raise DataError(
                     f"{folder}: {name} is not in the exported graph; train from the start, or give the checkpoint"
@@ -108,9 +109,9 @@ def _look_up(weight: Array, known: dict[str, Array], wanted: dict[str, Array]) -
     return None
 
 
-def _unfold(weight: Array, side: int, known: dict[str, Array], wanted: dict[str, Array]) -> Array | None:
+def _unfold(weight: Array, grid: tuple[int, int], known: dict[str, Array], wanted: dict[str, Array]) -> Array | None:
     """A projection (C, P, 1, 1) of the constant `places` that the exporter carried out: solved for by least squares."""
-    basis = places(torch.zeros(1, 1, side, side)).flatten(2)[0].numpy()  # (P, hw)
+    basis = places(torch.zeros(1, 1, *grid)).flatten(2)[0].numpy()  # (P, hw)
     folded = weight[..., 0, 0] @ basis  # (C, hw)
     for name, value in known.items():
         if value.size == folded.size and np.allclose(value.ravel(), folded.ravel(), atol=_CLOSE):

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m barnsight_export train detector ...    # the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,9 +87,9 @@ class DetectorTrainer(Trainer[Batch]):
         batch = batch.to(self.device)
         return detection_loss(self.model, self.aids, normalize(batch.images), batch)
 
-    def size_px(self, progress: float) -> int:
-        """Side of the training pictures at `progress` in 0..1."""
-        return self.recipe.size_px(progress, self.preset.image_size)
+    def image_size(self, progress: float) -> tuple[int, int]:
+        """Height and width of the training pictures at `progress` in 0..1."""
+        return self.recipe.image_size(progress, self.preset)
 
     def start_from(self, source: Path) -> None:
         """Take other networks as a start: the averaged ones of a run's checkpoint, or those of a model set's folder.
@@ -135,21 +136,21 @@ def train_detector(
         return budget.progress(trainer.counters.images, trainer.counters.elapsed_s)
 
     def batches() -> Iterable[Batch]:
-        return _loader(trainer, open_pictures("train"), trainer.size_px(progress()), workers)
+        return _loader(trainer, open_pictures("train"), trainer.image_size(progress()), workers)
 
     def score() -> Mapping[str, float]:
         found = validate(trainer.average, validation, trainer.preset.image_size, trainer.recipe.validation_pictures)
-        return {"size_px": trainer.size_px(progress()), **asdict(found)}
+        return {"size_px": round(math.sqrt(math.prod(trainer.image_size(progress())))), **asdict(found)}
 
-    train(trainer, budget, batches, score, stage=trainer.size_px, show_progress=show_progress)
+    train(trainer, budget, batches, score, stage=trainer.image_size, show_progress=show_progress)
 
 
-def _loader(trainer: DetectorTrainer, pictures: Pictures, size_px: int, workers: int) -> DataLoader[Any]:
+def _loader(trainer: DetectorTrainer, pictures: Pictures, size: tuple[int, int], workers: int) -> DataLoader[Any]:
     """This process's share of the stream, prepared by workers of its own."""
     recipe = trainer.recipe
     share = recipe.batch // trainer.processes
     views = Views(pictures, len(trainer.model.concept_names), recipe.seed)
-    stream = Stream(trainer.counters.images + trainer.rank * share, share, size_px, recipe.batch)
+    stream = Stream(trainer.counters.images + trainer.rank * share, share, size, recipe.batch)
     return DataLoader(
         views,
         batch_sampler=stream,

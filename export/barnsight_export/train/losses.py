@@ -114,12 +114,12 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     detector = model.detector
     text = model.concepts[batch.concepts]
     d4, d2, d1 = model.encoder(images)[:3]
-    tokens, position = detector.encode(d1, text)
+    tokens = detector.encode(d1, text)
     start = detector.start(tokens)
     denoising = noise_boxes(batch)
     noised = aids.noised.expand(*denoising.boxes.shape[:2], -1)
     extra = Queries(torch.cat([start.content, noised], 1), torch.cat([start.boxes, denoising.boxes], 1))
-    decoded = detector.decode(tokens, position, text, start, extra)
+    decoded = detector.decode(tokens, text, start, extra)
     logits = detector.score(decoded.states, text).float()  # (L, B, T)
 
     queries = detector.config.queries
@@ -245,21 +245,21 @@ def _dense_loss(proposals: Proposals, batch: Batch) -> Tensor:
     knows where its animal ends is what the decoder's attention can read a better box from.
     """
     score = proposals.centers.float()
-    grid = round(score.shape[1] ** 0.5)
     target = batch.kinds == TARGET
-    cells = (batch.boxes[..., :2] * grid).long().clamp(0, grid - 1)  # (B, N, 2)
-    sigma = (batch.boxes[..., 2:].amin(-1) * grid / 6).clamp(min=0.4)[..., None]
-    axis = torch.arange(grid, device=score.device)
-    along_x = torch.exp(-((axis - cells[..., :1]) ** 2) / (2 * sigma**2))  # (B, N, G)
-    along_y = torch.exp(-((axis - cells[..., 1:]) ** 2) / (2 * sigma**2))
-    heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, G²)
+    rows, columns = (torch.arange(side, device=score.device) for side in proposals.grid)
+    sides = torch.tensor(proposals.grid[::-1], device=score.device)  # x, y
+    cells = torch.minimum((batch.boxes[..., :2] * sides).long(), sides - 1)  # (B, N, 2)
+    sigma = ((batch.boxes[..., 2:] * sides).amin(-1) / 6).clamp(min=0.4)[..., None]
+    along_x = torch.exp(-((columns - cells[..., :1]) ** 2) / (2 * sigma**2))  # (B, N, w)
+    along_y = torch.exp(-((rows - cells[..., 1:]) ** 2) / (2 * sigma**2))  # (B, N, h)
+    heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, hw)
     hit = -F.logsigmoid(score) * (1 - score.sigmoid()).square()
     miss = F.softplus(score) * score.sigmoid().square() * (1 - heat) ** 4
     count = max(1, int(target.sum()))
     focal: Tensor = torch.where(heat >= 1, hit, miss).sum() / count
 
-    share = F.avg_pool2d(batch.masks.float() / 255, batch.masks.shape[-1] // grid)  # (B, N, 4G, 4G) -> (B, N, G, G)
-    covered, owner = (share * target[..., None, None]).flatten(2).max(1)  # (B, G²)
+    share = F.avg_pool2d(batch.masks.float() / 255, batch.masks.shape[-1] // len(columns))  # -> (B, N, h, w)
+    covered, owner = (share * target[..., None, None]).flatten(2).max(1)  # (B, hw)
     inside = covered > _ON_ANIMAL
     size = torch.zeros_like(target, dtype=torch.float32).scatter_add_(1, owner, inside.float())  # (B, N) tokens
     weight = (1 / size.gather(1, owner).clamp(min=1))[inside]  # (P,), every animal counts alike

@@ -28,6 +28,8 @@ MIN_AREA_PX = 40.0  # at 320 px
 MIN_VISIBLE = 0.12
 _WRONG_CONCEPT_SHARE = 0.1
 
+Address = tuple[int, tuple[int, int]]  # a sample's position in the stream, and its (height, width)
+
 
 class Picture(NamedTuple):
     """A picture with its truth; instance k of `ids` is visible to `visible_fraction[k - 1]`."""
@@ -67,17 +69,17 @@ class Targets(NamedTuple):
 
     boxes: NDArray[np.float32]  # (N, 4) normalized cxcywh
     kinds: NDArray[np.int64]  # (N,) TARGET or IGNORED
-    masks: NDArray[np.uint8]  # (N, s/4, s/4), share of each mask pixel that the animal covers, times 255
+    masks: NDArray[np.uint8]  # (N, h/4, w/4), share of each mask pixel that the animal covers, times 255
 
 
 class Batch(NamedTuple):
     """B samples with their instances padded to the largest number N."""
 
-    images: Tensor  # (B, s, s, 3) uint8
+    images: Tensor  # (B, h, w, 3) uint8
     concepts: Tensor  # (B,) int64
     boxes: Tensor  # (B, N, 4)
     kinds: Tensor  # (B, N) int64
-    masks: Tensor  # (B, N, s/4, s/4) uint8
+    masks: Tensor  # (B, N, h/4, w/4) uint8
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -87,12 +89,11 @@ class Batch(NamedTuple):
 def find_targets(
     ids: NDArray[np.uint8], visible_fraction: NDArray[np.float32], full_area_px: NDArray[np.float32] | None = None
 ) -> Targets:
-    """Boxes and masks of the instances in a square map.
+    """Boxes and masks of the instances in a map (h, w).
 
     `full_area_px` is what each instance would cover had the view not cut or covered it; absent, nothing was cut.
     """
-    size_px = ids.shape[0]
-    mask_px = size_px // 4
+    height, width = ids.shape
     boxes, kinds, masks = [], [], []
     for number, region in enumerate(ndimage.find_objects(ids)):
         if not region:  # this animal is nowhere in view
@@ -100,29 +101,30 @@ def find_targets(
         whole = ids == number + 1
         area_px = float(np.count_nonzero(whole[region]))
         rows, columns = region
-        top, bottom, left, right = (edge / size_px for edge in (rows.start, rows.stop, columns.start, columns.stop))
+        top, bottom, left, right = rows.start / height, rows.stop / height, columns.start / width, columns.stop / width
         visible = float(visible_fraction[number]) if number < len(visible_fraction) else 1.0
         if full_area_px is not None:
             visible *= min(1.0, area_px / max(float(full_area_px[number]), 1.0))
-        large = area_px * (320 / size_px) ** 2 >= MIN_AREA_PX
+        large = area_px * 320**2 / (height * width) >= MIN_AREA_PX
         boxes.append(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
         kinds.append(TARGET if large and visible >= MIN_VISIBLE else IGNORED)
         masks.append(area_mask(whole))
     return Targets(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(kinds, np.int64),
-        np.array(masks, np.uint8).reshape(-1, mask_px, mask_px),
+        np.array(masks, np.uint8).reshape(-1, height // 4, width // 4),
     )
 
 
 def area_mask(whole: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A mask (s, s) at a quarter of the size: what it covers of each pixel, times 255."""
-    side = whole.shape[0] // 4
-    return np.asarray(cv2.resize(whole.view(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+    """A mask (h, w) at a quarter of the size: what it covers of each pixel, times 255."""
+    height, width = whole.shape
+    quarter = (width // 4, height // 4)
+    return np.asarray(cv2.resize(whole.view(np.uint8) * 255, quarter, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class Views(Dataset[tuple[NDArray[np.uint8], int, Targets]]):
-    """Augmented views of stored pictures, addressed by (position in the stream, size in pixels)."""
+    """Augmented views of stored pictures, addressed by (position in the stream, (height, width) in pixels)."""
 
     def __init__(self, pictures: Pictures, concepts: int, seed: int) -> None:
         self.pictures = pictures
@@ -132,11 +134,11 @@ class Views(Dataset[tuple[NDArray[np.uint8], int, Targets]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int, Targets]:
-        position, size_px = key
+    def __getitem__(self, key: Address) -> tuple[NDArray[np.uint8], int, Targets]:
+        position, size = key
         rng = np.random.default_rng((self.seed, position))
         picture = self.pictures[int(rng.integers(len(self.pictures)))]
-        image, ids, area_scale = augment(picture.image, picture.ids, size_px, rng)
+        image, ids, area_scale = augment(picture.image, picture.ids, size, rng)
         concept = picture.concept
         if concept is None or rng.random() < _WRONG_CONCEPT_SHARE:
             offset = int(rng.integers(concept is not None, self.concepts))
@@ -146,28 +148,28 @@ class Views(Dataset[tuple[NDArray[np.uint8], int, Targets]]):
         return image, concept, find_targets(ids, picture.visible_fraction, full_area_px)
 
 
-class Stream(Sampler[list[tuple[int, int]]]):
+class Stream(Sampler[list[Address]]):
     """Endless batches of (position, size) from a position on; `stride` skips what other processes take."""
 
-    def __init__(self, start: int, batch: int, size_px: int, stride: int) -> None:
+    def __init__(self, start: int, batch: int, size: tuple[int, int], stride: int) -> None:
         self.start = start
         self.batch = batch
-        self.size_px = size_px
+        self.size = size
         self.stride = stride
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Address]]:
         for first in itertools.count(self.start, self.stride):
-            yield [(first + offset, self.size_px) for offset in range(self.batch)]
+            yield [(first + offset, self.size) for offset in range(self.batch)]
 
 
 def collate(samples: Sequence[tuple[NDArray[np.uint8], int, Targets]]) -> Batch:
     """Stack samples of one size."""
     images = torch.from_numpy(np.stack([image for image, _, _ in samples]))
     most = max(1, *(len(targets.boxes) for _, _, targets in samples))
-    size, mask_px = len(samples), images.shape[1] // 4
+    size, (height, width) = len(samples), images.shape[1:3]
     boxes = torch.full((size, most, 4), 0.5)
     kinds = torch.zeros((size, most), dtype=torch.int64)
-    masks = torch.zeros((size, most, mask_px, mask_px), dtype=torch.uint8)
+    masks = torch.zeros((size, most, height // 4, width // 4), dtype=torch.uint8)
     for row, (_, _, targets) in enumerate(samples):
         count = len(targets.boxes)
         boxes[row, :count] = torch.from_numpy(targets.boxes)

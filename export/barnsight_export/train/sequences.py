@@ -5,9 +5,11 @@ Sample number p of a stream depends on the seed and p alone, as those of picture
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,24 +30,25 @@ _MOST_PASSED_OVER = 100
 class Sequence(NamedTuple):
     """T frames and N animals that are in sight on the first: what is to be followed."""
 
-    images: Tensor  # (T, s, s, 3) uint8
-    masks: Tensor  # (T, N, s/4, s/4) uint8, share of each mask pixel that the animal covers, times 255
+    images: Tensor  # (T, h, w, 3) uint8
+    masks: Tensor  # (T, N, h/4, w/4) uint8, share of each mask pixel that the animal covers, times 255
     present: Tensor  # (T, N) bool
 
 
 class Sequences(Dataset[Sequence]):
     """Views of the stored sequences of a folder, addressed by (position in the stream, frames).
 
+    They are of `size` (height, width) in pixels.
     `augmented` views are as `augment` makes them, one and the same for all frames of a sequence, forward or backward.
     Raises DataMissingError where the folder holds none.
     """
 
-    def __init__(self, folder: Path, *, size_px: int, animals: int, seed: int, augmented: bool = True) -> None:
+    def __init__(self, folder: Path, *, size: tuple[int, int], animals: int, seed: int, augmented: bool = True) -> None:
         try:
             self._stored = simulated.Pictures(folder)
         except FileNotFoundError as error:
             raise DataMissingError(f"{error} (barnsight-export simulate --sequences does)") from error
-        self.size_px, self.animals, self.seed, self.augmented = size_px, animals, seed, augmented
+        self.size, self.animals, self.seed, self.augmented = size, animals, seed, augmented
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -71,12 +74,14 @@ class Sequences(Dataset[Sequence]):
             chosen = np.sort(rng.permutation(len(images))[:frames])
             chosen = chosen[::-1] if rng.random() < 0.5 else chosen
             look = int(rng.integers(1 << 62))  # every frame is seen through the same camera
-            views = [augment(images[k], ids[k], self.size_px, np.random.default_rng(look)) for k in chosen]
+            views = [augment(images[k], ids[k], self.size, np.random.default_rng(look)) for k in chosen]
             images, ids = np.stack([view[0] for view in views]), np.stack([view[1] for view in views])
         else:
-            images, ids = images[chosen], ids[chosen]
+            images = np.stack([cv2.resize(images[k], self.size[::-1], interpolation=cv2.INTER_AREA) for k in chosen])
+            nearest = cv2.INTER_NEAREST
+            ids = np.stack([np.asarray(cv2.resize(ids[k], self.size[::-1], interpolation=nearest)) for k in chosen])
         areas = np.stack([np.bincount(frame.ravel(), minlength=256)[1:] for frame in ids])  # (T, 255)
-        least_px = MIN_AREA_PX * (self.size_px / 320) ** 2
+        least_px = MIN_AREA_PX * math.prod(self.size) / 320**2
         seen = visible[chosen]  # (T, 30)
         there = (areas[:, : seen.shape[1]] >= least_px) & (seen >= STAYS_VISIBLE)
         numbers = 1 + np.flatnonzero(there[0] & (seen[0] >= BEGINS_VISIBLE))
@@ -88,7 +93,7 @@ class Sequences(Dataset[Sequence]):
 
 
 def _masks(ids: NDArray[np.uint8], numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The masks (N, s/4, s/4) of some animals in an instance map (s, s)."""
-    side = ids.shape[0] // 4
+    """The masks (N, h/4, w/4) of some animals in an instance map (h, w)."""
+    height, width = ids.shape
     masks = [area_mask(ids == number) for number in numbers]
-    return np.array(masks, np.uint8).reshape(-1, side, side)
+    return np.array(masks, np.uint8).reshape(-1, height // 4, width // 4)

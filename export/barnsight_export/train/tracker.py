@@ -107,9 +107,9 @@ class Memory(NamedTuple):
 class Maps(NamedTuple):
     """What the tracker reads of one frame, of as many sequences or animals as there are."""
 
-    t4: Tensor  # (·, C/8, 4G, 4G)
-    t2: Tensor  # (·, C/4, 2G, 2G)
-    t1: Tensor  # (·, C, G, G)
+    t4: Tensor  # (·, C/8, 4h, 4w)
+    t2: Tensor  # (·, C/4, 2h, 2w)
+    t1: Tensor  # (·, C, h, w)
 
 
 class Followed(NamedTuple):
@@ -177,19 +177,20 @@ class TrackerTrainer(Trainer[Batch]):
         self.preset = preset
         self.student = student.to(device).eval().requires_grad_(False)
         super().__init__(f"{preset.name}-tracker", NeckedTracker(preset), nn.Module(), recipe, out, device)
-        self._followers: dict[tuple[bool, int], Follower] = {}
+        self._followers: dict[tuple[bool, tuple[int, int]], Follower] = {}
 
-    def follower(self, model: NeckedTracker, size_px: int) -> Follower:
-        """The network or its average in the order of a session, for square pictures of `size_px`."""
+    def follower(self, model: NeckedTracker, size: tuple[int, int]) -> Follower:
+        """The network or its average in the order of a session, for pictures of `size` (height, width) in pixels."""
         tracker = model.tracker
-        key, grid = (model is self.average, size_px), size_px // tracker.config.patch
+        key = (model is self.average, size)
+        grid = size[0] // tracker.config.patch, size[1] // tracker.config.patch
         if key not in self._followers:
             self._followers[key] = Follower(tracker if grid == tracker.config.grid else tracker.at_grid(grid))
         return self._followers[key]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """See `Trainer.loss`: means over the animals of all sequences, which are followed side by side."""
-        images = torch.stack([sequence.images for sequence in batch]).to(self.device)  # (S, T, s, s, 3)
+        images = torch.stack([sequence.images for sequence in batch]).to(self.device)  # (S, T, h, w, 3)
         masks = torch.cat([sequence.masks for sequence in batch], dim=1).to(self.device)
         present = torch.cat([sequence.present for sequence in batch], dim=1).to(self.device)  # (T, N)
         truth = masks.float() / 255  # (T, N, h, w)
@@ -197,7 +198,7 @@ class TrackerTrainer(Trainer[Batch]):
         owner = torch.arange(len(batch)).repeat_interleave(herds).to(self.device)  # (N,) whose sequence
         sums: dict[str, Tensor] = {}
         frames = [Maps(*(level[owner] for level in maps)) for maps in self.maps(self.model, images)]
-        follower = self.follower(self.model, images.shape[2])
+        follower = self.follower(self.model, (images.shape[2], images.shape[3]))
         memories = [follower.begin(frames[0].t1, truth[0])]
         for number, maps in enumerate(frames[1:], start=1):
             found, pointers = follower.look(number, maps, memories)
@@ -208,7 +209,7 @@ class TrackerTrainer(Trainer[Batch]):
         return torch.stack(list(sums.values())).sum(), {name: value.item() for name, value in sums.items()}
 
     def maps(self, model: NeckedTracker, images: Tensor) -> list[Maps]:
-        """The maps of S sequences, frame by frame: (S, T, s, s, 3) -> T of (S, ...)."""
+        """The maps of S sequences, frame by frame: (S, T, h, w, 3) -> T of (S, ...)."""
         with torch.no_grad():
             found = self.student(normalize(images.flatten(0, 1)))
         levels = [level.unflatten(0, images.shape[:2]) for level in model.neck(*found[:3])]
@@ -265,7 +266,7 @@ def validate_tracker(trainer: TrackerTrainer, sequences: Sequences, frames: int)
         images, masks, present = (value.to(trainer.device) for value in sequences[(position, frames)])
         truth = masks > 127
         maps = trainer.maps(trainer.average, images[None])
-        follower = trainer.follower(trainer.average, images.shape[1])
+        follower = trainer.follower(trainer.average, (images.shape[1], images.shape[2]))
         memories = [follower.begin(maps[0].t1, truth[0].float())]
         for frame in range(1, len(images)):
             found, pointers = follower.look(frame, maps[frame], memories)
@@ -295,27 +296,27 @@ class _Positions(Sampler[list[tuple[int, int]]]):
 def train_tracker(
     trainer: TrackerTrainer,
     budget: Budget,
-    open_sequences: Callable[[str, int], Sequences],
+    open_sequences: Callable[[str, tuple[int, int]], Sequences],
     *,
     workers: int = 1,
     show_progress: bool = True,
 ) -> None:
     """Run `trainer` until its budget is spent.
 
-    `open_sequences("train", size_px)` and `("val", size_px)` open the splits.
+    `open_sequences("train", (height, width))` and `("val", ...)` open the splits, at that size in pixels.
     """
-    recipe, counters, usual_px = trainer.recipe, trainer.counters, trainer.preset.image_size
+    recipe, counters, preset = trainer.recipe, trainer.counters, trainer.preset
     share = recipe.batch // trainer.processes
-    validation = open_sequences("val", usual_px)
+    validation = open_sequences("val", preset.image_size)
 
-    def stage(progress: float) -> tuple[int, int]:
-        return recipe.length(progress), recipe.size_px(progress, usual_px)
+    def stage(progress: float) -> tuple[int, tuple[int, int]]:
+        return recipe.length(progress), recipe.image_size(progress, preset)
 
     def batches() -> Iterable[Any]:
-        frames, size_px = stage(budget.progress(counters.images, counters.elapsed_s))
+        frames, size = stage(budget.progress(counters.images, counters.elapsed_s))
         positions = _Positions(counters.images + trainer.rank * share, share, recipe.batch, frames)
         return DataLoader(
-            open_sequences("train", size_px), batch_sampler=positions, collate_fn=list, num_workers=workers,
+            open_sequences("train", size), batch_sampler=positions, collate_fn=list, num_workers=workers,
             worker_init_fn=quiet_worker,
         )  # fmt: skip
 

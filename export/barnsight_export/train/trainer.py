@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
+from barnsight_export.presets import Preset
 from barnsight_export.train.muon import Muon
 
 CHECKPOINT = "checkpoint.pt"
@@ -59,7 +60,7 @@ class Recipe:
     ema: float = 0.998
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = 0
-    # From which share on how many pixels; none: the preset's own size throughout.
+    # From which share on how many pixels, as the side of a square; none: the preset's own size throughout.
     sizes: tuple[tuple[float, int], ...] = ()
     validate_every_s: float = 420.0
     checkpoint_every_s: float = 180.0
@@ -70,9 +71,9 @@ class Recipe:
         share = 1 - (1 - self.final_rate_share) * min(1.0, falling)
         return self.learning_rate * share * min(1.0, (step + 1) / self.warmup_steps)
 
-    def size_px(self, progress: float, usual_px: int) -> int:
-        """Side of the training pictures at `progress` in 0..1; `usual_px` where the recipe has no sizes of its own."""
-        return in_force(self.sizes, progress) if self.sizes else usual_px
+    def image_size(self, progress: float, preset: Preset) -> tuple[int, int]:
+        """Height and width of the training pictures at `progress` in 0..1."""
+        return preset.size_of(in_force(self.sizes, progress)) if self.sizes else preset.image_size
 
 
 @dataclass(frozen=True, slots=True)

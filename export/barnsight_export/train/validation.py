@@ -55,24 +55,24 @@ class _Judged:
     ignored: NDArray[np.bool_]
 
 
-def validate(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> Score:
-    """Score `model` on the first `limit` pictures at `size_px`, each prompted with its own species.
+def validate(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> Score:
+    """Score `model` on the first `limit` pictures, each prompted with its own species.
 
-    `model` takes image and concept and gives a `Detection`.
+    `size` is the (height, width) at which it sees them. `model` takes image and concept and gives a `Detection`.
     """
-    judged = _judge(model, pictures, size_px, limit)
+    judged = _judge(model, pictures, size, limit)
     animals, hits, extra = _totals(judged, _SURE_SCORE)
-    ap50, ap75 = _average_precision(judged, size_px)
+    ap50, ap75 = _average_precision(judged, size)
     return Score(ap50, ap75, hits / max(1, animals), extra / max(1, len(judged)))
 
 
-def best_threshold(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> float:
+def best_threshold(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> float:
     """The score from which on to trust a detection, by F1 on the first `limit` pictures.
 
     F1 is flat around its best value, so it is the lowest score of those that do as well: a tracker soon forgets a
     false alarm, but never learns of an animal that it is not told of.
     """
-    judged = _judge(model, pictures, size_px, limit)
+    judged = _judge(model, pictures, size, limit)
 
     def f1(least_score: float) -> float:
         animals, hits, extra = _totals(judged, least_score)
@@ -84,32 +84,32 @@ def best_threshold(model: nn.Module, pictures: Pictures, size_px: int, limit: in
 
 
 @torch.no_grad()
-def _judge(model: nn.Module, pictures: Pictures, size_px: int, limit: int) -> list[_Judged]:
+def _judge(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> list[_Judged]:
     was_training = model.training
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     judged = []
     for number in range(min(limit, len(pictures))):
         picture = pictures[number]
-        image = cv2.resize(picture.image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-        ids = np.asarray(cv2.resize(picture.ids, (size_px, size_px), interpolation=cv2.INTER_NEAREST), np.uint8)
+        image = cv2.resize(picture.image, size[::-1], interpolation=cv2.INTER_AREA)
+        ids = np.asarray(cv2.resize(picture.ids, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
         present = [k for k in np.unique(ids) if k]
         truth = rle.encode(np.asfortranarray((ids[..., None] == present).astype(np.uint8))) if present else []
         ignored = find_targets(ids, picture.visible_fraction).kinds != TARGET
         given = normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0])
         detection = Detection(*(value.cpu() for value in model(*(value.to(device) for value in given))))
-        judged.append(_Judged(_decode(detection, size_px), truth, ignored))
+        judged.append(_Judged(_decode(detection, size), truth, ignored))
     model.train(was_training)
     return judged
 
 
-def _decode(detection: Detection, size_px: int) -> _Found:
+def _decode(detection: Detection, size: tuple[int, int]) -> _Found:
     """Masks at the picture's size, best first, after mask NMS."""
     scores = (detection.logits.sigmoid() * detection.presence.sigmoid())[0].double().numpy()
     kept = np.flatnonzero(scores >= _KEPT_SCORE)
     if not len(kept):
         return _Found([], np.zeros(0))
-    logits = F.interpolate(detection.masks[:, kept], (size_px, size_px), mode="bilinear", align_corners=False)
+    logits = F.interpolate(detection.masks[:, kept], size, mode="bilinear", align_corners=False)
     masks = rle.encode(np.asfortranarray((logits[0] > 0).permute(1, 2, 0).numpy().astype(np.uint8)))
     iou = np.asarray(rle.iou(masks, masks, [0] * len(masks)))
     chosen: list[int] = []
@@ -157,7 +157,7 @@ def _annotation(identifier: int, image: int, mask: Any, *, iscrowd: int) -> dict
     }
 
 
-def _average_precision(judged: list[_Judged], size_px: int) -> tuple[float, float]:
+def _average_precision(judged: list[_Judged], size: tuple[int, int]) -> tuple[float, float]:
     annotations: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
     for number, picture in enumerate(judged):
@@ -171,7 +171,7 @@ def _average_precision(judged: list[_Judged], size_px: int) -> tuple[float, floa
         truth = COCO()
         truth.dataset = {
             "info": {},
-            "images": [{"id": number, "height": size_px, "width": size_px} for number in range(len(judged))],
+            "images": [{"id": number, "height": size[0], "width": size[1]} for number in range(len(judged))],
             "annotations": annotations,
             "categories": [{"id": 1, "name": "animal"}],
         }
