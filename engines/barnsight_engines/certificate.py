@@ -1,6 +1,6 @@
 """Numeric parity: a runtime must say what the exporter said, on the golden input, before it sees a camera.
 
-`golden.npz` holds `image` (1, 3, S, S) and `text` (1, T, C), and what the networks answered: each output under its
+`golden.npz` holds `image` (1, 3, H, W) and `text` (1, T, C), and what the networks answered: each output under its
 own name, maps and masks at every fourth row and column as `<name>_every4`. Where two engines use one name for
 different things, it is written `<role>.<name>`. The engines run in their order, each on what the ones before it
 gave, so errors may add up as they do at work. Compared are the cosine of the two answers and their largest

@@ -21,7 +21,7 @@ from barnsight_export.networks.compact import CompactConfig
 from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer, Tokens
 from barnsight_export.networks.teacher import TeacherConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
-from barnsight_export.presets import ORIN, PRESETS, Preset
+from barnsight_export.presets import NANO, ORIN, PRESETS, Preset
 from barnsight_export.train.augment import augment
 from barnsight_export.train.detector import (
     RECIPES,
@@ -248,6 +248,7 @@ def test_size_and_rate_follow_the_share_of_the_budget() -> None:
     sizes = [recipe.image_size(progress, square)[0] for progress in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)]
     assert sizes == [192, 192, 256, 256, 320, 320]
     assert RECIPES["heads"].image_size(0.5, ORIN) == (1024, 1024)
+    assert [NANO.size_of(side) for side in (192, 256, 320)] == [(160, 240), (208, 320), (256, 384)]
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
     assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)
     assert recipe.rate(0.7, 1000) == pytest.approx(1e-3 * 0.505)
