@@ -30,9 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from machine import describe_machine
 from tracking import BIN, FPS, GROUPS, ROOT, SECONDS, Clip, judge, render
 
@@ -40,13 +38,13 @@ from barnsight_engines.loader import load_model_set
 from barnsight_engines.manifest import sha256_of
 from barnsight_export.assemble import load_student
 from barnsight_export.distill.train import STUDENT
-from barnsight_export.networks.sam3 import Sam3, normalize
+from barnsight_export.networks.sam3 import Sam3
 from barnsight_export.onnx.export import export_model_set
 from barnsight_export.presets import NANO, NANO_TEACHER, Preset
 from barnsight_export.train.detector import load_heads, load_trained
 from barnsight_export.train.samples import Simulated
 from barnsight_export.train.trainer import CHECKPOINT
-from barnsight_export.train.validation import best_threshold, validate
+from barnsight_export.train.validation import best_threshold, golden_image, validate
 
 NANO_STUDENT = replace(NANO, image_size=NANO_TEACHER.image_size, grid=NANO_TEACHER.grid)
 TEACHER = "teacher"
@@ -182,14 +180,13 @@ def follow(
     """Export `model` into `folder`, and judge it on validation pictures and on clips."""
     score = best_threshold(model, validation, preset.image_size, pictures)
     found = validate(model, validation, preset.image_size, pictures)
-    image = cv2.resize(validation[0].image, preset.image_size[::-1], interpolation=cv2.INTER_AREA)
     export_model_set(
         model,
         preset,
         folder / "set",
         trained_on="simulated barns only",
         score=score,
-        golden_image=normalize(torch.from_numpy(image)[None]).contiguous().numpy(),
+        golden_image=golden_image(validation, preset.image_size, pictures),
         tolerance=math.inf,
     )
     judged = {clip.name: judge(clip, folder / "set", rendered, folder / "tracks") for clip in clips}

@@ -53,7 +53,7 @@ from barnsight_export.train.samples import (
     find_targets,
 )
 from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget
-from barnsight_export.train.validation import best_threshold, validate
+from barnsight_export.train.validation import best_threshold, golden_image, validate
 
 TINY = Preset(
     name="tiny",
@@ -497,6 +497,14 @@ def test_the_threshold_is_the_lowest_that_does_as_well_as_the_best() -> None:
     pictures = Ellipses(5)
     assert best_threshold(Oracle(pictures), pictures, (64, 96), limit=5) == 0.1
     assert best_threshold(Oracle(pictures, phantom=-0.5), pictures, (64, 96), limit=5) == 0.4  # it scores 0.37
+
+
+def test_the_golden_picture_is_the_one_that_animals_fill_most() -> None:
+    empty, filled = Ellipses()[4], Ellipses()[0]
+    first, last = (golden_image(pictures, (64, 96), limit=2) for pictures in ([filled, empty], [empty, filled]))
+    assert first.shape == (1, 3, 64, 96)
+    np.testing.assert_array_equal(first, last)
+    assert first.max() > 0.5  # a light pig, and not the bare floor
 
 
 # Proposals

@@ -127,7 +127,7 @@ def _distill(args: argparse.Namespace, preset: Preset, taught_by: Preset) -> int
         cache = FeatureCache(args.cache or args.out / "features", budget_bytes, processes) if budget_bytes else None
         match = Match(dict.fromkeys(compared_maps(preset), 1.0), {ours: theirs for (ours, _), (theirs, _) in pairs})
         distillation = Distillation(
-            student, teacher, match, recipe, args.out, size_px=max(preset.image_size), device=device, cache=cache
+            student, teacher, match, recipe, args.out, size_px=max(taught_by.image_size), device=device, cache=cache
         )
         if args.resume:
             distillation.resume()

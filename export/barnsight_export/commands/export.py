@@ -66,14 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
-    import cv2
-    import numpy as np
-    import torch
-
-    from barnsight_export.networks.sam3 import normalize
     from barnsight_export.onnx.export import TOLERANCE, export_model_set
     from barnsight_export.train.samples import Simulated
-    from barnsight_export.train.validation import best_threshold
+    from barnsight_export.train.validation import best_threshold, golden_image
 
     public = _trained_tracker(args, preset) if args.tracker is not None else _public_networks(args, preset)
     model = _detection(args, preset)
@@ -81,11 +76,7 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
     if args.data is not None:
         pictures = Simulated(args.data / "val")
         score = best_threshold(model, pictures, preset.image_size, _PICTURES)
-        # the golden answers keep every fourth pixel of masks: animals must fill the picture, or one pixel is a verdict
-        shown = (pictures[index] for index in range(min(_PICTURES, len(pictures))))
-        fullest = max(shown, key=lambda picture: np.count_nonzero(picture.ids))
-        image = cv2.resize(fullest.image, preset.image_size[::-1], interpolation=cv2.INTER_AREA)
-        chosen = {"score": score, "golden_image": normalize(torch.from_numpy(image)[None]).contiguous().numpy()}
+        chosen = {"score": score, "golden_image": golden_image(pictures, preset.image_size, _PICTURES)}
         print(
             f"score threshold {score}, the lowest as good as the best F1 on "
             f"{min(_PICTURES, len(pictures))} validation pictures"

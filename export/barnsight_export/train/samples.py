@@ -116,6 +116,16 @@ def find_targets(
     )
 
 
+def resized(
+    image: NDArray[np.uint8], ids: NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A picture (H, W, 3) and its instance map (H, W) at `size` (height, width), without augmentation."""
+    return (
+        np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8),
+        np.asarray(cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8),
+    )
+
+
 def area_mask(whole: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """A mask (h, w) at a quarter of the size: what it covers of each pixel, times 255."""
     height, width = whole.shape

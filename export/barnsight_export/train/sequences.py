@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from barnsight_export.datasets import simulated
 from barnsight_export.errors import DataError, DataMissingError
 from barnsight_export.train.augment import augment
-from barnsight_export.train.samples import MIN_AREA_PX, area_mask
+from barnsight_export.train.samples import MIN_AREA_PX, area_mask, resized
 
 # An animal begins where so much of it is seen, and is there as long as so much is.
 BEGINS_VISIBLE = 0.3
@@ -77,9 +76,8 @@ class Sequences(Dataset[Sequence]):
             views = [augment(images[k], ids[k], self.size, np.random.default_rng(look)) for k in chosen]
             images, ids = np.stack([view[0] for view in views]), np.stack([view[1] for view in views])
         else:
-            images = np.stack([cv2.resize(images[k], self.size[::-1], interpolation=cv2.INTER_AREA) for k in chosen])
-            nearest = cv2.INTER_NEAREST
-            ids = np.stack([np.asarray(cv2.resize(ids[k], self.size[::-1], interpolation=nearest)) for k in chosen])
+            plain = [resized(images[k], ids[k], self.size) for k in chosen]
+            images, ids = np.stack([view[0] for view in plain]), np.stack([view[1] for view in plain])
         areas = np.stack([np.bincount(frame.ravel(), minlength=256)[1:] for frame in ids])  # (T, 255)
         least_px = MIN_AREA_PX * math.prod(self.size) / 320**2
         seen = visible[chosen]  # (T, 30)
