@@ -80,6 +80,36 @@ def test_the_projection_is_the_inverse_of_the_rays_for_every_lens() -> None:
         assert (ahead > 0).all()
 
 
+def test_a_camera_at_a_barns_end_looks_along_it_and_sees_the_nearer_animal_larger() -> None:
+    scenes = [
+        sample_scene(seed, species="cow", animals=12, split="train", width=96, height=54, view="aisle")
+        for seed in range(4)
+    ]
+    for scene in scenes:
+        camera, (w, d) = scene.camera, scene.pen_m
+        forward = np.asarray(camera.rotation)[2]
+        assert 2 < camera.position_m[2] < 6  # under a barn's roof
+        assert abs(forward[0]) > abs(forward[2])  # more along than down
+        end = np.sign(camera.position_m[0])
+        row = np.array([(end * near * w, 0.05 * d * k, 0.5) for near in (0.1, -0.4) for k in (-1, 1)], np.float32)
+        pixels, ahead = camera.project(row)
+        assert (ahead > 0).all()
+        assert np.linalg.norm(pixels[1] - pixels[0]) > np.linalg.norm(pixels[3] - pixels[2])
+
+
+def test_cattle_in_two_rows_lie_head_to_head() -> None:
+    layouts = {
+        seed: sample_scene(seed, species="cow", animals=12, split="train", width=64, height=36, view="aisle")
+        for seed in range(24)
+    }
+    two_rows = [s for s in layouts.values() if s.layout == "head_to_head" and len({y for _, y, _ in s.stalls}) == 2]
+    assert two_rows
+    for scene in two_rows:
+        for _, y, heading in scene.stalls:
+            assert np.sign(np.sin(heading)) == -np.sign(y)  # toward the middle
+            assert abs(y) < scene.pen_m[1] / 2
+
+
 def test_splits_share_no_floor_and_no_layout() -> None:
     for families, known in ((FLOOR_FAMILIES, FLOORS), (LAYOUT_FAMILIES, LAYOUTS)):
         names = [name for split in SPLITS for name in families[split]]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from barnsight_export.simbarn.arrangement import arrange
 from barnsight_export.simbarn.ethogram import Herd
 from barnsight_export.simbarn.render import Rendered, Renderer
-from barnsight_export.simbarn.scene import SPLITS, Scene, Split, sample_light, sample_scene, sample_sensor
+from barnsight_export.simbarn.scene import SPLITS, Scene, Split, View, sample_light, sample_scene, sample_sensor
 
 SPECIES = ("pig", "cow")
 MAX_ANIMALS = 30
@@ -33,6 +33,7 @@ POSES_PER_SCENE = 3  # the same pen is pictured again with the herd rearranged, 
 ASPECTS = ((1.36, 0.77), (1.18, 0.89), (1.0, 1.0), (0.89, 1.18))  # width, height over the square's side
 ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
 OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; the rest has any mount
+AISLE_SHARE = 0.4  # of cattle pens seen down the barn from one end, as its own cameras do
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 SEQUENCE_SHARD = 25
 SEQUENCE_MIX: Mapping[str, float] = {"pig": 0.75, "cow": 0.25}
@@ -86,14 +87,18 @@ def _pen(rng: np.random.Generator, split: Split, size: int, species_mix: Mapping
     most = {"pig": MAX_ANIMALS, "cow": 14, "empty": 0}[kind]
     animals = 0 if kind == "empty" else int(np.clip(rng.gamma(2.2, most / 6), 1, most))
     wide, tall = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARE))]
+    seed, lot = int(rng.integers(1 << 62)), rng.random()
+    view: View | None = "overhead" if lot < OVERHEAD_SHARE else None
+    if species == "cow" and lot > 1 - AISLE_SHARE:
+        view = "aisle"
     scene = sample_scene(
-        int(rng.integers(1 << 62)),
+        seed,
         species=species,
         animals=animals,
         split=split,
         width=round(size * wide),
         height=round(size * tall),
-        view="overhead" if rng.random() < OVERHEAD_SHARE else None,
+        view=view,
     )
     return scene, species, animals
 

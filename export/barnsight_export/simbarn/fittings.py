@@ -215,24 +215,48 @@ def _keeper(f: Fittings) -> None:
     )
 
 
+BED_M = 2.3  # length of a lying stall
+
+
 def _cubicles(f: Fittings) -> None:
-    """A row of lying stalls for cattle: loops between, a neck rail across, a raised bed."""
-    pitch, reach = 1.2, 2.3
+    """A row of lying stalls for cattle, heads to the upper side."""
+    _stall_row(f, f.depth_m / 2 - BED_M, 1)
+
+
+def _head_to_head(f: Fittings) -> None:
+    """Two rows of lying stalls along the middle that face each other; one row where the pen is too narrow."""
+    if f.depth_m < 2.2 * BED_M:
+        _cubicles(f)
+        return
+    lunge = min(float(f.rng.uniform(0.0, 0.8)), f.depth_m - 2.2 * BED_M)
+    _stall_row(f, -BED_M - lunge / 2, 1)
+    _stall_row(f, BED_M + lunge / 2, -1)
+
+
+def _stall_row(f: Fittings, foot_m: float, facing: int) -> None:
+    """Lying stalls whose open ends are at y = `foot_m` and whose heads are on the side of `facing`.
+
+    Loops between, a neck rail across, a raised bed.
+    """
+    pitch = 1.2
     count = max(int(f.width_m / pitch), 1)
-    y1, y0 = f.depth_m / 2, f.depth_m / 2 - reach
-    f.box(0.0, (y0 + y1) / 2, count * pitch, reach, 0.16)
+
+    def y(reach_m: float) -> float:
+        return foot_m + facing * reach_m
+
+    f.box(0.0, y(BED_M / 2), count * pitch, BED_M, 0.16)
     bed = FLOORS["straw"](f.rng).tile if f.rng.random() < 0.5 else FLOORS["concrete"](f.rng).tile
     paint = np.concatenate([bed, np.full((*bed.shape[:2], 1), 255, np.uint8)], axis=2)
     left = -count * pitch / 2
-    f.panels.append(Panel((left, y0, 0.165), (count * pitch, 0, 0), (0, reach, 0), paint))
+    f.panels.append(Panel((left, foot_m, 0.165), (count * pitch, 0, 0), (0, facing * BED_M, 0), paint))
     color = f.metal()
     for i in range(count + 1):
         x = left + i * pitch
-        f.pipes.append(Pipe((x, y0 + 0.35, 1.05), (x, y1, 1.15), 0.03, color))
-        f.pipes.append(Pipe((x, y0 + 0.35, 0.5), (x, y1, 0.45), 0.03, color))
-        f.pipes.append(Pipe((x, y0 + 0.35, 0.5), (x, y0 + 0.35, 1.05), 0.03, color))
-    f.pipes.append(Pipe((left, y0 + 1.65, 1.2), (-left, y0 + 1.65, 1.2), 0.03, color))
-    f.stalls += [(left + (i + 0.5) * pitch, y0 + 1.05, np.pi / 2) for i in range(count)]
+        f.pipes.append(Pipe((x, y(0.35), 1.05), (x, y(BED_M), 1.15), 0.03, color))
+        f.pipes.append(Pipe((x, y(0.35), 0.5), (x, y(BED_M), 0.45), 0.03, color))
+        f.pipes.append(Pipe((x, y(0.35), 0.5), (x, y(0.35), 1.05), 0.03, color))
+    f.pipes.append(Pipe((left, y(1.65), 1.2), (-left, y(1.65), 1.2), 0.03, color))
+    f.stalls += [(left + (i + 0.5) * pitch, y(1.05), facing * np.pi / 2) for i in range(count)]
 
 
 def _feed_rail(f: Fittings) -> None:
@@ -250,7 +274,7 @@ def _feed_rail(f: Fittings) -> None:
 FITTINGS: dict[str, Callable[[Fittings], None]] = {
     "trough": _trough, "hopper": _hopper, "round_feeder": _round_feeder, "drinker": _drinker, "toy": _toy,
     "overhead_pipes": _overhead_pipes, "divider": _divider, "bucket": _bucket, "keeper": _keeper,
-    "cubicles": _cubicles, "feed_rail": _feed_rail,
+    "cubicles": _cubicles, "head_to_head": _head_to_head, "feed_rail": _feed_rail,
 }  # fmt: skip
 
 
@@ -294,6 +318,13 @@ LAYOUTS: dict[str, Layout] = {
         ("cubicles",),
         (("feed_rail", 0.6), ("overhead_pipes", 0.3), ("keeper", 0.05)),
     ),
+    "head_to_head": Layout(
+        ("cow",),
+        ("rails", "solid"),
+        (0.5, 0.7),
+        ("head_to_head",),
+        (("overhead_pipes", 0.3), ("keeper", 0.05)),
+    ),
     "feed_alley": Layout(
         ("cow",), ("rails",), (0.6, 0.8), ("feed_rail",), (("drinker", 0.6), ("overhead_pipes", 0.3), ("bucket", 0.1))
     ),
@@ -323,7 +354,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 LAYOUT_FAMILIES: dict[str, tuple[str, ...]] = {
-    "train": ("walled", "barred", "gated", "freestall", "feed_alley"),
+    "train": ("walled", "barred", "gated", "freestall", "head_to_head", "feed_alley"),
     "val": ("boarded", "double_row"),
     "test": ("research", "yard"),
 }

@@ -320,7 +320,9 @@ class Renderer:
         if light.kind == "night":
             fall = np.clip(s.depth_m / np.median(s.depth_m), 0.3, None) ** -1.3
             gain = (0.22 + 0.78 * facing) * fall
-            radiance = np.sqrt(s.albedo) * (gain * self._occlusion(height))[..., None]
+            # Near infrared sees dark skin and hair brighter than the eye does, the black hair of cattle less so.
+            reflectance = s.albedo ** np.float32(0.5 if self.scene.spec.species == "pig" else 0.7)
+            radiance = reflectance * (gain * self._occlusion(height))[..., None]
         else:
             lamp = np.asarray(light.direction, np.float32)
             towards = np.clip(s.normal @ lamp, 0, 1)

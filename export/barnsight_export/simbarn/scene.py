@@ -31,6 +31,7 @@ from barnsight_export.simbarn.textures import FLOOR_FAMILIES, FLOORS, Bytes, Rng
 Split = Literal["train", "val", "test"]
 LightKind = Literal["day", "dusk", "night"]
 Crowding = Literal["scatter", "pile", "huddle", "feeding"]
+View = Literal["overhead", "aisle"]  # the whole pen from above, as research pens have it; down a barn from its end
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -47,7 +48,7 @@ class SceneSpec:
     height: int
     light: LightKind | None = None
     crowding: Crowding | None = None
-    view: Literal["overhead"] | None = None  # the whole pen from above, as research pens have it; None: any mount
+    view: View | None = None  # None: any mount
     herd_seed: int | None = None
     day: int = 0
 
@@ -140,15 +141,20 @@ def _group_weight_kg(rng: Rng, species: str, animals: int) -> float:
 
 def _pen(rng: Rng, spec: SceneSpec, weight_kg: float) -> tuple[float, float]:
     """Width and depth in meters for the group: space per animal follows 0.03 * W^0.667 m2 and more."""
-    space = rng.uniform(1.2, 3.2) if spec.view is None else rng.uniform(2.6, 4.2)
+    spaces, aspects = {
+        None: ((1.2, 3.2), (1.0, 2.2)),
+        "overhead": ((2.6, 4.2), (1.7, 2.2)),
+        "aisle": ((2.0, 4.5), (1.4, 3.0)),
+    }[spec.view]
+    space = rng.uniform(*spaces)
     room = 0.03 * weight_kg**0.667 * space if spec.species == "pig" else 2.6 * space
     area = max(max(spec.animals, 3) * room, 1.2 if spec.species == "pig" else 16.0)
-    aspect = rng.uniform(1.0, 2.2) if spec.view is None else rng.uniform(1.7, 2.2)
+    aspect = rng.uniform(*aspects)
     return float(np.sqrt(area * aspect)), float(np.sqrt(area / aspect))
 
 
 def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float) -> Camera:
-    """Overhead, tilted, fisheye or a corner mount."""
+    """Overhead, tilted, fisheye, a corner mount, or from one end along the barn."""
     w, d = pen_m
     corners = np.array(
         [(sx * w / 2, sy * d / 2, z) for sx in (-1, 1) for sy in (-1, 1) for z in (0, 0.5 * top_m)], np.float32
@@ -159,6 +165,13 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
         height = max(0.62 * reach, 3.2 * top_m)
         position = (rng.uniform(-0.05, 0.05) * w, rng.uniform(-0.1, 0.1) * d, height)
         return aim(position, (0, 0, 0), rng.normal(0, 0.02), corners, lens_k=0.7, fill=0.96, **size)
+    if spec.view == "aisle":
+        end = int(rng.choice([-1, 1]))
+        position = (end * rng.uniform(0.35, 0.7) * w, rng.uniform(-0.35, 0.35) * d, rng.uniform(0.9, 1.9) * top_m)
+        target = (-end * rng.uniform(0.0, 0.4) * w, rng.uniform(-0.15, 0.15) * d, 0.0)
+        beyond = corners * np.array([0.6, 1.0, 1.0], np.float32) - np.array([end * 0.2 * w, 0, 0], np.float32)
+        lens, fill = rng.uniform(0.5, 1.0), rng.uniform(1.0, 1.9)
+        return aim(position, target, rng.normal(0, 0.5), beyond, lens_k=lens, fill=fill, **size)
     share = [0.42, 0.22, 0.13, 0.23] if spec.species == "pig" else [0.2, 0.25, 0.1, 0.45]
     mount = rng.choice(["overhead", "tilted", "fisheye", "corner"], p=share)
     turn = rng.normal(0, 0.08) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.25 else 0.0)
@@ -252,7 +265,7 @@ def sample_scene(
     height: int,
     light: LightKind | None = None,
     crowding: Crowding | None = None,
-    view: Literal["overhead"] | None = None,
+    view: View | None = None,
     herd_seed: int | None = None,
     day: int = 0,
 ) -> Scene:
