@@ -98,11 +98,11 @@ def test_a_camera_at_a_barns_end_looks_along_it_and_sees_the_nearer_animal_large
 
 
 def test_cattle_in_two_rows_lie_head_to_head() -> None:
-    layouts = {
-        seed: sample_scene(seed, species="cow", animals=12, split="train", width=64, height=36, view="aisle")
+    scenes = [
+        sample_scene(seed, species="cow", animals=12, split="train", width=64, height=36, view="aisle")
         for seed in range(24)
-    }
-    two_rows = [s for s in layouts.values() if s.layout == "head_to_head" and len({y for _, y, _ in s.stalls}) == 2]
+    ]
+    two_rows = [s for s in scenes if s.layout == "head_to_head" and len({y for _, y, _ in s.stalls}) == 2]
     assert two_rows
     for scene in two_rows:
         for _, y, heading in scene.stalls:
