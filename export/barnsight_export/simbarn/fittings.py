@@ -215,6 +215,28 @@ def _keeper(f: Fittings) -> None:
     )
 
 
+def _clutter(f: Fittings) -> None:
+    """What lies about and is no animal: sacks, tubs and clothes, boxes, hoses, people; some of it colored like skin."""
+    for _ in range(int(f.rng.integers(2, 9))):
+        x, y = (float(v) for v in f.rng.uniform(-0.5, 0.5, 2) * np.array([f.width_m, f.depth_m]))
+        size = float(f.rng.uniform(0.08, 0.4)) * f.scale
+        skin = np.array([0.88, 0.66, 0.57]) * f.rng.uniform(0.6, 1.1)
+        red, green, blue = (float(v) for v in (skin if f.rng.random() < 0.4 else f.rng.uniform(0.03, 0.95, 3)))
+        kind = f.rng.choice(["sack", "box", "hose", "person"], p=[0.5, 0.2, 0.2, 0.1])
+        if kind == "sack":  # rounder than an animal seen from above
+            radii = size * f.rng.uniform((0.6, 0.6, 0.3), (1.0, 1.0, 0.9))
+            center = (x, y, float(radii[2] * f.rng.uniform(0.2, 0.9)))
+            f.balls.append(Ball(center, (float(radii[0]), float(radii[1]), float(radii[2])), (red, green, blue)))
+        elif kind == "box":
+            w, d, h = (float(v) for v in size * f.rng.uniform(0.5, 1.8, 3))
+            f.box(x, y, w, d, h, ("solid", "boards", "mesh")[int(f.rng.integers(3))])
+        elif kind == "hose":
+            dx, dy = (float(v) for v in f.rng.uniform(-1.5, 1.5, 2) * f.scale)
+            f.pipes.append(Pipe((x, y, 0.03), (x + dx, y + dy, 0.03), 0.08 * size + 0.01, (red, green, blue)))
+        else:
+            _keeper(f)
+
+
 BED_M = 2.3  # length of a lying stall
 
 
@@ -274,6 +296,7 @@ def _feed_rail(f: Fittings) -> None:
 FITTINGS: dict[str, Callable[[Fittings], None]] = {
     "trough": _trough, "hopper": _hopper, "round_feeder": _round_feeder, "drinker": _drinker, "toy": _toy,
     "overhead_pipes": _overhead_pipes, "divider": _divider, "bucket": _bucket, "keeper": _keeper,
+    "clutter": _clutter,
     "cubicles": _cubicles, "head_to_head": _head_to_head, "feed_rail": _feed_rail,
 }  # fmt: skip
 
@@ -295,38 +318,42 @@ LAYOUTS: dict[str, Layout] = {
         ("solid",),
         (0.6, 1.1),
         ("hopper", "drinker"),
-        (("toy", 0.6), ("overhead_pipes", 0.4), ("divider", 0.2), ("keeper", 0.06), ("bucket", 0.1)),
+        (("toy", 0.6), ("overhead_pipes", 0.4), ("divider", 0.2), ("keeper", 0.06), ("bucket", 0.1), ("clutter", 0.08)),
     ),
     "barred": Layout(
         ("pig", "cow"),
         ("bars", "rails"),
         (0.6, 1.0),
         ("trough", "drinker"),
-        (("toy", 0.5), ("overhead_pipes", 0.4), ("divider", 0.3), ("bucket", 0.1)),
+        (("toy", 0.5), ("overhead_pipes", 0.4), ("divider", 0.3), ("bucket", 0.1), ("clutter", 0.08)),
     ),
     "gated": Layout(
         ("pig",),
         ("solid", "bars", "mesh"),
         (0.5, 1.1),
         ("hopper",),
-        (("trough", 0.4), ("drinker", 0.8), ("toy", 0.7), ("overhead_pipes", 0.5), ("keeper", 0.06)),
+        (("trough", 0.4), ("drinker", 0.8), ("toy", 0.7), ("overhead_pipes", 0.5), ("keeper", 0.06), ("clutter", 0.08)),
     ),
     "freestall": Layout(
         ("cow",),
         ("rails", "solid"),
         (0.5, 0.7),
         ("cubicles",),
-        (("feed_rail", 0.6), ("overhead_pipes", 0.3), ("keeper", 0.05)),
+        (("feed_rail", 0.6), ("overhead_pipes", 0.3), ("keeper", 0.05), ("clutter", 0.08)),
     ),
     "head_to_head": Layout(
         ("cow",),
         ("rails", "solid"),
         (0.5, 0.7),
         ("head_to_head",),
-        (("overhead_pipes", 0.3), ("keeper", 0.05)),
+        (("overhead_pipes", 0.3), ("keeper", 0.05), ("clutter", 0.08)),
     ),
     "feed_alley": Layout(
-        ("cow",), ("rails",), (0.6, 0.8), ("feed_rail",), (("drinker", 0.6), ("overhead_pipes", 0.3), ("bucket", 0.1))
+        ("cow",),
+        ("rails",),
+        (0.6, 0.8),
+        ("feed_rail",),
+        (("drinker", 0.6), ("overhead_pipes", 0.3), ("bucket", 0.1), ("clutter", 0.08)),
     ),
     "boarded": Layout(
         ("pig", "cow"),
