@@ -40,12 +40,13 @@ class Clip:
     animals: int
     light: str
     crowding: str | None = None
+    view: str | None = None
 
     @property
     def name(self) -> str:
         """What the clip is called in files and tables."""
-        crowd = f"-{self.crowding}" if self.crowding else ""
-        return f"{self.species}-{self.animals:02d}-{self.light}{crowd}-{self.seed}"
+        others = [name for name in (self.crowding, self.view) if name]
+        return "-".join([self.species, f"{self.animals:02d}", self.light, *others, str(self.seed)])
 
 
 GROUPS = {
@@ -70,6 +71,12 @@ GROUPS = {
         Clip(55202, "cow", 6, "night"),
         Clip(55203, "cow", 8, "day"),
         Clip(55204, "cow", 12, "day"),
+    ),
+    "Cattle, seen down the barn from its end": (
+        Clip(55301, "cow", 5, "day", view="aisle"),
+        Clip(55302, "cow", 7, "night", view="aisle"),
+        Clip(55303, "cow", 9, "day", view="aisle"),
+        Clip(55304, "cow", 12, "night", view="aisle"),
     ),
 }
 
@@ -123,7 +130,8 @@ def render(clip: Clip, clips: Path) -> Path:
         simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
         size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
         crowd = ["--crowding", clip.crowding] if clip.crowding else []
-        command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *size, "--out", truth])
+        view = ["--view", clip.view] if clip.view else []
+        command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *view, *size, "--out", truth])
     return truth
 
 

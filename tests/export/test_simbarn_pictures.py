@@ -82,8 +82,11 @@ def test_the_projection_is_the_inverse_of_the_rays_for_every_lens() -> None:
 
 def test_a_camera_at_a_barns_end_looks_along_it_and_sees_the_nearer_animal_larger() -> None:
     scenes = [
-        sample_scene(seed, species="cow", animals=12, split="train", width=96, height=54, view="aisle")
-        for seed in range(4)
+        sample_scene(
+            seed, species="cow", animals=12, split="train", width=96, height=54, view="aisle", herd_seed=herd_seed
+        )
+        for seed in range(3)
+        for herd_seed in (None, 5)
     ]
     for scene in scenes:
         camera, (w, d) = scene.camera, scene.pen_m

@@ -40,6 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--height", type=int, default=720)
     parser.add_argument("--light", choices=("day", "dusk", "night"))
     parser.add_argument("--crowding", choices=("scatter", "pile", "huddle", "feeding"), help="how the herd is found")
+    parser.add_argument(
+        "--view", choices=("overhead", "aisle"), default="overhead", help="the pen from above, or down the barn"
+    )
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--pictures", choices=("train", "val", "test"), help="still pictures for training instead")
@@ -80,7 +83,7 @@ def _write_clip(args: argparse.Namespace) -> int:
 
     scene = clip_scene(
         args.seed, species=args.species, animals=args.animals, split=args.split, width=args.width, height=args.height,
-        light=args.light, crowding=args.crowding, herd_seed=args.herd_seed, day=args.day,
+        light=args.light, crowding=args.crowding, view=args.view, herd_seed=args.herd_seed, day=args.day,
     )  # fmt: skip
     frames = write_clip(scene, args.out, seconds=args.seconds, fps=args.fps, seed=args.seed, workers=args.workers)
     print(f"{args.out}: {frames} frames, {args.animals} animals, {scene.layout} pen on {scene.floor_family}")

@@ -25,7 +25,7 @@ from barnsight_export.simbarn.animals import Pose
 from barnsight_export.simbarn.ethogram import Herd
 from barnsight_export.simbarn.labels import Seen, TruthWriter, describe, seen_animals
 from barnsight_export.simbarn.render import Renderer
-from barnsight_export.simbarn.scene import Crowding, LightKind, Scene, Split, sample_scene
+from barnsight_export.simbarn.scene import Crowding, LightKind, Scene, Split, View, sample_scene
 from barnsight_export.simbarn.textures import Bytes
 
 ENCODER_DEADLINE_S = 60.0
@@ -41,13 +41,14 @@ def clip_scene(
     height: int,
     light: LightKind | None = None,
     crowding: Crowding | None = None,
+    view: View = "overhead",
     herd_seed: int | None = None,
     day: int = 0,
 ) -> Scene:
-    """A scene for a clip: the whole pen from above, well exposed, without stills' compression and motion blur."""
+    """A scene for a clip: the whole pen, or a barn from its end, without motion blur and stills' compression."""
     scene = sample_scene(
         seed, species=species, animals=animals, split=split, width=width, height=height, light=light,
-        crowding=crowding, view="overhead", herd_seed=seed if herd_seed is None else herd_seed, day=day,
+        crowding=crowding, view=view, herd_seed=seed if herd_seed is None else herd_seed, day=day,
     )  # fmt: skip
     exposure = min(scene.sensor.exposure, 1.15)
     return replace(scene, sensor=replace(scene.sensor, exposure=exposure, jpeg_quality=100, motion_px=0.0))

@@ -167,7 +167,7 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
         return aim(position, (0, 0, 0), rng.normal(0, 0.02), corners, lens_k=0.7, fill=0.96, **size)
     if spec.view == "aisle":
         end = int(rng.choice([-1, 1]))
-        position = (end * rng.uniform(0.35, 0.7) * w, rng.uniform(-0.35, 0.35) * d, rng.uniform(0.9, 1.9) * top_m)
+        position = (end * rng.uniform(0.35, 0.7) * w, rng.uniform(-0.35, 0.35) * d, rng.uniform(2.6, 5.5))
         target = (-end * rng.uniform(0.0, 0.4) * w, rng.uniform(-0.15, 0.15) * d, 0.0)
         beyond = corners * np.array([0.6, 1.0, 1.0], np.float32) - np.array([end * 0.2 * w, 0, 0], np.float32)
         lens, fill = rng.uniform(0.5, 1.0), rng.uniform(1.0, 1.9)
