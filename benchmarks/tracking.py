@@ -4,13 +4,15 @@
     python benchmarks/tracking.py --quick --json
 
 Each clip is rendered by `barnsight-export simulate --split test`, followed by `barnsight replay` with the shipped model
-set, and judged by `barnsight-export evaluate tracking`. Clips that are there already are used again, and so are, with
-`--resume`, the tracks of a run that was stopped. Every figure is of the simulated barn.
+set, and judged by `barnsight-export evaluate tracking`. Clips that are there are used again unless the simulated
+barn has changed since; so are, with `--resume`, the tracks of a run that was stopped. Every figure is of the simulated
+barn.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +115,8 @@ def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, An
     What this model set followed before is judged again as it is.
     """
     truth, tracks = render(clip, clips), followed / sha256_of(models / "manifest.json")[:12] / clip.name
-    if not (tracks / "tracks.txt").exists():
+    rendered_ns = (truth / "scene.json").stat().st_mtime_ns
+    if not (tracks / "tracks.txt").exists() or (tracks / "tracks.txt").stat().st_mtime_ns < rendered_ns:
         source = ["barnsight", "replay", truth / "clip.mp4", "--out", tracks]
         command([*source, "--species", clip.species, "--models", models])
     evaluate = ["barnsight-export", "evaluate", "tracking", "--json"]
@@ -124,15 +128,24 @@ def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, An
 
 
 def render(clip: Clip, clips: Path) -> Path:
-    """The folder of a clip and its truth in `clips`; rendered where it is not there yet."""
+    """The folder of a clip and its truth in `clips`; rendered unless today's simulated barn has done so before."""
     truth = clips / clip.name
-    if not (truth / "scene.json").exists():
+    made_by = truth / "simulator.sha256"
+    if not made_by.exists() or made_by.read_text() != simulator_sha256():
         simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
         size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
         crowd = ["--crowding", clip.crowding] if clip.crowding else []
         view = ["--view", clip.view] if clip.view else []
         command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *view, *size, "--out", truth])
+        made_by.write_text(simulator_sha256())
     return truth
+
+
+@cache
+def simulator_sha256() -> str:
+    """A hash of the simulated barn's sources."""
+    sources = sorted((ROOT / "export" / "barnsight_export" / "simbarn").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def command(parts: list[Any]) -> str:
