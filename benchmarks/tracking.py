@@ -136,6 +136,7 @@ def render(clip: Clip, clips: Path) -> Path:
         size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
         crowd = ["--crowding", clip.crowding] if clip.crowding else []
         view = ["--view", clip.view] if clip.view else []
+        made_by.unlink(missing_ok=True)
         command([*simulate, "--animals", clip.animals, "--light", clip.light, *crowd, *view, *size, "--out", truth])
         made_by.write_text(simulator_sha256())
     return truth

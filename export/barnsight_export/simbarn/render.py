@@ -320,7 +320,8 @@ class Renderer:
         if light.kind == "night":
             fall = np.clip(s.depth_m / np.median(s.depth_m), 0.3, None) ** -1.3
             gain = (0.22 + 0.78 * facing) * fall
-            # Near infrared sees dark skin and hair brighter than the eye does, the black hair of cattle less so.
+            # Near infrared sees what is dark brighter than the eye does. A pen of cattle keeps more of its contrast,
+            # for the sake of their black hair.
             reflectance = s.albedo ** np.float32(0.5 if self.scene.spec.species == "pig" else 0.7)
             radiance = reflectance * (gain * self._occlusion(height))[..., None]
         else:
