@@ -100,6 +100,21 @@ def test_a_camera_at_a_barns_end_looks_along_it_and_sees_the_nearer_animal_large
         assert np.linalg.norm(pixels[1] - pixels[0]) > np.linalg.norm(pixels[3] - pixels[2])
 
 
+@pytest.mark.parametrize("species", ["pig", "cow"])
+def test_a_camera_close_above_sees_few_animals_large(species: str) -> None:
+    for seed in range(12):
+        scene = sample_scene(seed, species=species, animals=12, split="train", width=96, height=54, view="close")
+        camera, length = scene.camera, np.mean([animal.length_m for animal in scene.herd])
+        position, forward = np.asarray(camera.position_m), np.asarray(camera.rotation)[2]
+        assert 1 < position[2] / length < 3
+        assert forward[2] < -0.7  # more down than along
+        below = position - forward * position[2] / forward[2]
+        assert (np.abs(below[:2]) < np.asarray(scene.pen_m) / 2).all()
+        (nose, tail), ahead = camera.project([below, below + np.array([length, 0, 0])])
+        assert (ahead > 0).all()
+        assert np.linalg.norm(nose - tail) > 0.3 * 54  # of the frame's height
+
+
 def test_cattle_in_two_rows_lie_head_to_head() -> None:
     scenes = [
         sample_scene(seed, species="cow", animals=12, split="train", width=64, height=36, view="aisle")

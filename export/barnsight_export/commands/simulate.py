@@ -41,7 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--light", choices=("day", "dusk", "night"))
     parser.add_argument("--crowding", choices=("scatter", "pile", "huddle", "feeding"), help="how the herd is found")
     parser.add_argument(
-        "--view", choices=("overhead", "aisle"), default="overhead", help="the pen from above, or down the barn"
+        "--view",
+        choices=("overhead", "close", "aisle"),
+        default="overhead",
+        help="the pen from above, a part of it from close above, or down the barn",
     )
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     other = parser.add_mutually_exclusive_group()

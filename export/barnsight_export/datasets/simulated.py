@@ -32,7 +32,8 @@ SHARD = 200
 POSES_PER_SCENE = 3  # the same pen is pictured again with the herd rearranged, at another hour, by another camera
 ASPECTS = ((1.36, 0.77), (1.18, 0.89), (1.0, 1.0), (0.89, 1.18))  # width, height over the square's side
 ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
-OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; the rest has any mount
+OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; what no share names has any mount
+CLOSE_SHARE = 0.15  # of pens of which the camera sees a part, from close above
 AISLE_SHARE = 0.4  # of cattle pens seen down the barn from one end, as its own cameras do
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 SEQUENCE_SHARD = 25
@@ -88,7 +89,9 @@ def _pen(rng: np.random.Generator, split: Split, size: int, species_mix: Mapping
     animals = 0 if kind == "empty" else int(np.clip(rng.gamma(2.2, most / 6), 1, most))
     wide, tall = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARE))]
     seed, lot = int(rng.integers(1 << 62)), rng.random()
-    view: View | None = "overhead" if lot < OVERHEAD_SHARE else None
+    view: View | None = None
+    if lot < OVERHEAD_SHARE + CLOSE_SHARE:
+        view = "overhead" if lot < OVERHEAD_SHARE else "close"
     if species == "cow" and lot > 1 - AISLE_SHARE:
         view = "aisle"
     scene = sample_scene(

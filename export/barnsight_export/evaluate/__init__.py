@@ -1,1 +1,1 @@
-"""How good is it: figures from files alone; nothing here runs a network or the daemon."""
+"""How good is it: figures from what was found and what is there; nothing here runs a network or the daemon."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from barnsight_export.simbarn.animals import Animal, animal_of
+from barnsight_export.simbarn.animals import ANATOMY, Animal, animal_of
 from barnsight_export.simbarn.camera import Camera, aim
 from barnsight_export.simbarn.fittings import (
     FITTINGS,
@@ -31,9 +31,13 @@ from barnsight_export.simbarn.textures import FLOOR_FAMILIES, FLOORS, Bytes, Rng
 Split = Literal["train", "val", "test"]
 LightKind = Literal["day", "dusk", "night"]
 Crowding = Literal["scatter", "pile", "huddle", "feeding"]
-View = Literal["overhead", "aisle"]  # the whole pen from above, as research pens have it; down a barn from its end
+# The whole pen from above, as research pens have it; a part of it from close above, as over a passage or a feeder; down
+# a barn from its end.
+View = Literal["overhead", "close", "aisle"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+USUAL_KG = {"pig": 45.0, "cow": 600.0}  # what a pen is built for where the herd brings its own weights
+BACK_HEIGHT = 0.59  # of a standing animal, in body lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ def _pen(rng: Rng, spec: SceneSpec, weight_kg: float) -> tuple[float, float]:
     spaces, aspects = {
         None: ((1.2, 3.2), (1.0, 2.2)),
         "overhead": ((2.6, 4.2), (1.7, 2.2)),
+        "close": ((1.0, 3.2), (1.0, 2.2)),
         "aisle": ((2.0, 4.5), (1.4, 3.0)),
     }[spec.view]
     space = rng.uniform(*spaces)
@@ -154,7 +159,7 @@ def _pen(rng: Rng, spec: SceneSpec, weight_kg: float) -> tuple[float, float]:
 
 
 def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float) -> Camera:
-    """Overhead, tilted, fisheye, a corner mount, or from one end along the barn."""
+    """Overhead, tilted, fisheye, a corner mount, close above a part of the pen, or from one end along the barn."""
     w, d = pen_m
     corners = np.array(
         [(sx * w / 2, sy * d / 2, z) for sx in (-1, 1) for sy in (-1, 1) for z in (0, 0.5 * top_m)], np.float32
@@ -165,6 +170,17 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
         height = max(0.62 * reach, 3.2 * top_m)
         position = (rng.uniform(-0.05, 0.05) * w, rng.uniform(-0.1, 0.1) * d, height)
         return aim(position, (0, 0, 0), rng.normal(0, 0.02), corners, lens_k=0.7, fill=0.96, **size)
+    if spec.view == "close":
+        length = top_m / BACK_HEIGHT
+        x, y = rng.uniform(-0.4, 0.4, 2) * pen_m
+        height = rng.uniform(1.3, 2.6) * length
+        leans_x, leans_y = rng.uniform(-0.6, 0.6, 2) * height
+        turn = rng.normal(0, 0.08) + rng.integers(4) * np.pi / 2
+        part = np.array([x, y, 0], np.float32) + length * np.exp(rng.uniform(-0.8, 0.4)) * np.array(
+            [(sx, sy, 0) for sx in (-1, 1) for sy in (-1, 1)], np.float32
+        )
+        lens = rng.uniform(0.5, 1.0)
+        return aim((x + leans_x, y + leans_y, height), (x, y, 0), turn, part, lens_k=lens, fill=1.0, **size)
     if spec.view == "aisle":
         end = int(rng.choice([-1, 1]))
         position = (end * rng.uniform(0.35, 0.7) * w, rng.uniform(-0.35, 0.35) * d, rng.uniform(2.6, 5.5))
@@ -287,7 +303,7 @@ def sample_scene(
     name = fitting[int(rng.integers(len(fitting)))]
     layout = LAYOUTS[name]
     weight = _group_weight_kg(rng, species, animals) if herd_seed is None else None
-    pen = _pen(rng, spec, weight or (45.0 if species == "pig" else 600.0))
+    pen = _pen(rng, spec, weight or USUAL_KG[species])
     scale = 1.8 if species == "cow" else float(np.clip((weight or 45.0) / 60.0, 0.25, 2.0) ** 0.33)
 
     f = Fittings(rng, *pen, scale)
@@ -309,7 +325,7 @@ def sample_scene(
         floors.append(
             FloorZone(second, float(rng.integers(4)) * np.pi / 2, normal, float(rng.uniform(-0.3, 0.3)) * pen[0])
         )
-    back = 0.59 * (0.30 if species == "pig" else 0.6) * (weight or 45.0) ** 0.33
+    back = BACK_HEIGHT * ANATOMY[species].length_factor * (weight or USUAL_KG[species]) ** 0.33
     camera = _camera(rng, spec, pen, back)
     weather = np.random.default_rng([seed, SPLITS.index(split), day])  # light and recorder differ from day to day
     chosen_light = sample_light(weather, spec, pen)

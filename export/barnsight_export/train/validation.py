@@ -6,8 +6,6 @@ picture. AP is COCOeval's at IoU 0.5 and 0.75; recall and false positives are co
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.nn import functional as F
 
+from barnsight_export.evaluate.detection import KEPT_SCORE, Judged, average_precisions, count
 from barnsight_export.networks.sam3 import Detection, normalize
 from barnsight_export.train.samples import TARGET, Pictures, find_targets, resized
 
-_KEPT_SCORE = 0.02
 _AS_GOOD = 0.005  # F1 from here on makes no difference
 _SURE_SCORE = 0.5
 _SAME_ANIMAL_IOU = 0.5
@@ -39,29 +35,14 @@ class Score:
     false_positives: float  # per picture
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    masks: list[Any]  # COCO RLE, best first
-    scores: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """One picture: what was found, what is there, and which of that is ignored."""
-
-    found: _Found
-    truth: list[Any]
-    ignored: NDArray[np.bool_]
-
-
 def validate(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> Score:
     """Score `model` on the first `limit` pictures, each prompted with its own species.
 
     `size` is the (height, width) at which it sees them. `model` takes image and concept and gives a `Detection`.
     """
     judged = _judge(model, pictures, size, limit)
-    animals, hits, extra = _totals(judged, _SURE_SCORE)
-    ap50, ap75 = _average_precision(judged, size)
+    animals, hits, extra = count(judged, _SURE_SCORE)
+    ap50, ap75 = average_precisions(judged, (0.5, 0.75))
     return Score(ap50, ap75, hits / max(1, animals), extra / max(1, len(judged)))
 
 
@@ -74,7 +55,7 @@ def best_threshold(model: nn.Module, pictures: Pictures, size: tuple[int, int], 
     judged = _judge(model, pictures, size, limit)
 
     def f1(least_score: float) -> float:
-        animals, hits, extra = _totals(judged, least_score)
+        animals, hits, extra = count(judged, least_score)
         return 2 * hits / max(1, animals + hits + extra)
 
     scores = {least: f1(least) for least in (round(0.05 * step, 2) for step in range(2, 17))}
@@ -94,7 +75,7 @@ def golden_image(pictures: Pictures, size: tuple[int, int], limit: int) -> NDArr
 
 
 @torch.no_grad()
-def _judge(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> list[_Judged]:
+def _judge(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> list[Judged]:
     was_training = model.training
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -107,17 +88,17 @@ def _judge(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: i
         ignored = find_targets(ids, picture.visible_fraction).kinds != TARGET
         given = normalize(torch.from_numpy(image)[None]), torch.tensor([picture.concept or 0])
         detection = Detection(*(value.cpu() for value in model(*(value.to(device) for value in given))))
-        judged.append(_Judged(_decode(detection, size), truth, ignored))
+        judged.append(Judged(size, truth, ignored, *_decode(detection, size)))
     model.train(was_training)
     return judged
 
 
-def _decode(detection: Detection, size: tuple[int, int]) -> _Found:
-    """Masks at the picture's size, best first, after mask NMS."""
+def _decode(detection: Detection, size: tuple[int, int]) -> tuple[list[Any], NDArray[np.float64]]:
+    """Masks at the picture's size, best first, after mask NMS, and their scores."""
     scores = (detection.logits.sigmoid() * detection.presence.sigmoid())[0].double().numpy()
-    kept = np.flatnonzero(scores >= _KEPT_SCORE)
+    kept = np.flatnonzero(scores >= KEPT_SCORE)
     if not len(kept):
-        return _Found([], np.zeros(0))
+        return [], np.zeros(0)
     logits = F.interpolate(detection.masks[:, kept], size, mode="bilinear", align_corners=False)
     masks = rle.encode(np.asfortranarray((logits[0] > 0).permute(1, 2, 0).numpy().astype(np.uint8)))
     iou = np.asarray(rle.iou(masks, masks, [0] * len(masks)))
@@ -125,72 +106,4 @@ def _decode(detection: Detection, size: tuple[int, int]) -> _Found:
     for index in range(len(masks)):  # topk left them in descending order
         if all(iou[index, other] < _SAME_ANIMAL_IOU for other in chosen):
             chosen.append(index)
-    return _Found([masks[i] for i in chosen], scores[kept[chosen]])
-
-
-def _totals(judged: list[_Judged], least_score: float) -> tuple[int, int, int]:
-    """Animals, animals found and false positives over all pictures."""
-    counts = [_count(picture, least_score) for picture in judged]
-    animals = sum(int((~picture.ignored).sum()) for picture in judged)
-    return animals, sum(hits for hits, _ in counts), sum(extra for _, extra in counts)
-
-
-def _count(picture: _Judged, least_score: float) -> tuple[int, int]:
-    """Animals found and false positives, greedily by score; what lies on an ignored animal counts as neither."""
-    found, ignored = picture.found, picture.ignored
-    sure = [mask for mask, score in zip(found.masks, found.scores, strict=True) if score >= least_score]
-    if not picture.truth or not sure:
-        return 0, len(sure)
-    iou = np.asarray(rle.iou(sure, picture.truth, ignored.astype(int).tolist()))
-    hits = extra = 0
-    free = ~ignored
-    for row in iou:
-        best = int(np.argmax(np.where(free, row, -1)))
-        if free[best] and row[best] >= _SAME_ANIMAL_IOU:
-            free[best] = False
-            hits += 1
-        elif not (row[ignored] >= _SAME_ANIMAL_IOU).any():
-            extra += 1
-    return hits, extra
-
-
-def _annotation(identifier: int, image: int, mask: Any, *, iscrowd: int) -> dict[str, Any]:
-    return {
-        "id": identifier,
-        "image_id": image,
-        "category_id": 1,
-        "segmentation": mask,
-        "area": float(rle.area(mask)),
-        "bbox": rle.toBbox(mask).tolist(),
-        "iscrowd": iscrowd,
-    }
-
-
-def _average_precision(judged: list[_Judged], size: tuple[int, int]) -> tuple[float, float]:
-    annotations: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    for number, picture in enumerate(judged):
-        for mask, ignored in zip(picture.truth, picture.ignored, strict=True):
-            annotations.append(_annotation(len(annotations) + 1, number, mask, iscrowd=int(ignored)))
-        for mask, score in zip(picture.found.masks, picture.found.scores, strict=True):
-            predictions.append({"image_id": number, "category_id": 1, "segmentation": mask, "score": float(score)})
-    if not annotations or not predictions:
-        return 0.0, 0.0
-    with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": number, "height": size[0], "width": size[1]} for number in range(len(judged))],
-            "annotations": annotations,
-            "categories": [{"id": 1, "name": "animal"}],
-        }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(predictions), "segm")
-        evaluation.params.iouThrs = np.array([0.5, 0.75])
-        evaluation.params.areaRng = [[0, 1e10]]
-        evaluation.params.areaRngLbl = ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # (T, R)
-    ap50, ap75 = (float(np.maximum(row, 0).mean()) for row in precision)
-    return ap50, ap75
+    return [masks[i] for i in chosen], scores[kept[chosen]]
