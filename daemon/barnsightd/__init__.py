@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+import barnsight_engines  # noqa: F401 - before anything imports ONNX Runtime
+
 __version__ = version("barnsight")

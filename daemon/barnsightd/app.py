@@ -180,7 +180,7 @@ class Service:
     def summary(self) -> str:
         """One line for `systemctl status`."""
         host, port = self._http.address
-        return f"{len(self._cameras)} cameras, model set {self._models.hash}, status at http://{host}:{port}/status"
+        return f"cameras: {len(self._cameras)}, model set {self._models.hash}, status at http://{host}:{port}/status"
 
     def status(self) -> dict[str, Any]:
         """What `/status` says."""
