@@ -44,7 +44,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="every engine of the preset, with weights by lot: for compile checks and timing, never for animals",
     )
     weights.add_argument("--student", type=Path, metavar="FILE", help="student.safetensors of a distillation")
-    parser.add_argument("--tracker", type=Path, metavar="FILE", help="checkpoint.pt of a tracker over --checkpoint")
+    parser.add_argument(
+        "--tracker",
+        type=Path,
+        metavar="CHECKPOINT|DIR",
+        help="checkpoint.pt of a tracker over --checkpoint, or the model set whose tracker goes on",
+    )
     parser.add_argument("--sam3", type=Path, metavar="DIR", help="facebook/sam3: tracker, and heads for --student")
     parser.add_argument("--dinov3", type=Path, metavar="DIR", help="facebook/dinov3-vits16…: the embedder")
     parser.add_argument(

@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tracker.add_argument("--student", type=Path, required=True, metavar="CHECKPOINT|DIR", help="encoder to build on")
     _add_run(tracker)
     start = tracker.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from another run's tracker")
+    start.add_argument(
+        "--init", type=Path, metavar="CHECKPOINT|DIR", help="start from another run's tracker, or a model set's"
+    )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     average = networks.add_parser("average", help="the mean of the networks of several runs, each begun with --init")
     average.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoint.pt of a run")
@@ -135,8 +137,8 @@ def _train_tracker(args: argparse.Namespace) -> int:
     from barnsight_export.presets import PRESETS
     from barnsight_export.train.detector import load_trained
     from barnsight_export.train.sequences import Sequences
-    from barnsight_export.train.tracker import RECIPES, TrackerTrainer, train_tracker
-    from barnsight_export.train.trainer import CHECKPOINT, read_checkpoint
+    from barnsight_export.train.tracker import RECIPES, TrackerTrainer, load_tracker, train_tracker
+    from barnsight_export.train.trainer import CHECKPOINT
 
     recipe, preset, budget, device = RECIPES[args.recipe], PRESETS[args.preset], _budget(args), _join(args)
     if args.student.is_dir():
@@ -150,7 +152,7 @@ def _train_tracker(args: argparse.Namespace) -> int:
     elif (args.out / CHECKPOINT).exists():
         raise ExportUsageError(_TAKEN.format(args.out))
     elif args.init is not None:
-        trainer.start_with(read_checkpoint(args.init)["average"])
+        trainer.start_with(load_tracker(args.init, preset).state_dict())
 
     def open_sequences(split: str, size: tuple[int, int]) -> Sequences:
         return Sequences(

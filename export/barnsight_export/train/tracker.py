@@ -326,8 +326,16 @@ def train_tracker(
     train(trainer, budget, batches, score, stage=stage, show_progress=show_progress)
 
 
-def load_tracker(path: Path, preset: Preset) -> NeckedTracker:
-    """The averaged tracker of a checkpoint; raises DataMissingError where there is none."""
+def load_tracker(source: Path, preset: Preset) -> NeckedTracker:
+    """The averaged tracker of a run's checkpoint, or that of a model set's folder.
+
+    Raises DataMissingError where there is none, DataError where it is of another shape.
+    """
     model = NeckedTracker(preset)
-    model.load_state_dict(read_checkpoint(path)["average"])
+    if source.is_dir():
+        from barnsight_export.onnx.weights import read_tracker
+
+        model.load_state_dict(read_tracker(source, preset))
+    else:
+        model.load_state_dict(read_checkpoint(source)["average"])
     return model.eval()
