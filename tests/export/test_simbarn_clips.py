@@ -122,6 +122,8 @@ def test_the_command_refuses_what_it_cannot_do(capsys: pytest.CaptureFixture[str
     assert "--fps must be 1 to 60, got 0" in capsys.readouterr().err
     assert main(["simulate", "--out", "x", "--width", "321"]) == 64
     assert "321x720" in capsys.readouterr().err
+    assert main(["simulate", "--out", "x", "--pictures", "val", "--view", "aisle"]) == 64
+    assert "--view is of a clip" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:DynamicImporter:ImportWarning")

@@ -43,8 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--view",
         choices=("overhead", "close", "aisle"),
-        default="overhead",
-        help="the pen from above, a part of it from close above, or down the barn",
+        help="the pen from above (default), a part of it from close above, or down the barn",
     )
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     other = parser.add_mutually_exclusive_group()
@@ -64,10 +63,13 @@ def run(args: argparse.Namespace) -> int:
     if not all(64 <= side <= 4096 and side % 2 == 0 for side in (args.width, args.height)):
         raise ExportUsageError(f"--width and --height must be even, 64 to 4096, got {args.width}x{args.height}")
     if args.contact_sheet:
+        _refuse_what_is_drawn(args)
         _write_sheet(args.contact_sheet, args.seed)
         return os.EX_OK
     if args.out is None:
         raise ExportUsageError("name a folder with --out")
+    if args.pictures or args.sequences:
+        _refuse_what_is_drawn(args)
     if args.pictures:
         from barnsight_export.datasets.simulated import write_pictures
 
@@ -81,12 +83,22 @@ def run(args: argparse.Namespace) -> int:
     return _write_clip(args)
 
 
+def _refuse_what_is_drawn(args: argparse.Namespace) -> None:
+    """Pens of many pictures are drawn by lot: an option that fixes one would be ignored."""
+    for option in ("light", "crowding", "view", "herd_seed"):
+        if getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise ExportUsageError(
+                f"--{name} is of a clip; in pictures, sequences and sheets a lot decides: leave it out"
+            )
+
+
 def _write_clip(args: argparse.Namespace) -> int:
     from barnsight_export.simbarn.clip import clip_scene, write_clip
 
     scene = clip_scene(
         args.seed, species=args.species, animals=args.animals, split=args.split, width=args.width, height=args.height,
-        light=args.light, crowding=args.crowding, view=args.view, herd_seed=args.herd_seed, day=args.day,
+        light=args.light, crowding=args.crowding, view=args.view or "overhead", herd_seed=args.herd_seed, day=args.day,
     )  # fmt: skip
     frames = write_clip(scene, args.out, seconds=args.seconds, fps=args.fps, seed=args.seed, workers=args.workers)
     print(f"{args.out}: {frames} frames, {args.animals} animals, {scene.layout} pen on {scene.floor_family}")
