@@ -62,14 +62,13 @@ def run(args: argparse.Namespace) -> int:
         raise ExportUsageError(f"--seconds must be over 0 and at most 86400, got {args.seconds:g}")
     if not all(64 <= side <= 4096 and side % 2 == 0 for side in (args.width, args.height)):
         raise ExportUsageError(f"--width and --height must be even, 64 to 4096, got {args.width}x{args.height}")
-    if args.contact_sheet:
+    if args.contact_sheet or args.pictures or args.sequences:
         _refuse_what_is_drawn(args)
+    if args.contact_sheet:
         _write_sheet(args.contact_sheet, args.seed)
         return os.EX_OK
     if args.out is None:
         raise ExportUsageError("name a folder with --out")
-    if args.pictures or args.sequences:
-        _refuse_what_is_drawn(args)
     if args.pictures:
         from barnsight_export.datasets.simulated import write_pictures
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -47,6 +47,7 @@ _PLACES = {"encoder.place4.weight": 4, "encoder.place8.weight": 2, "encoder.plac
 _CLOSE = 1e-5  # reference boxes go through a sigmoid and back
 
 Array = NDArray[Any]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_weights(folder: Path, preset: Preset) -> dict[str, Tensor]:
@@ -81,16 +82,15 @@ def read_tracker(folder: Path, preset: Preset) -> dict[str, Tensor]:
     if preset.tracker is None or not manifest.has_tracker:
         raise DataError(f"{folder}: this set has no tracker to start from; choose nano, or give a checkpoint")
     neck, tracker = TrackerNeck(preset.tracker.width).eval(), Tracker(preset.tracker).eval()
-    probe = _shaken(nn.ModuleDict({"neck": neck, "tracker": tracker}))
-    weights = probe.state_dict()
+    weights = _shaken(nn.ModuleDict({"neck": neck, "tracker": tracker})).state_dict()
+    elsewhere = (*_UNUSED_BY_TRACKER, *_IN_SESSION)
     encoder = detection_graphs(_random_network(preset), preset, neck)[0]
     for part, graphs in (("neck.", (encoder,)), ("tracker.", tracker_graphs(tracker))):
         constants = [_constants_of(graph, folder, manifest, preset) for graph in graphs]
-        for name in [name for name in weights if name.startswith(part) and not name.startswith(_UNUSED_BY_TRACKER)]:
+        for name in [name for name in weights if name.startswith(part) and not name.startswith(elsewhere)]:
             look_up = _look_up_factor if name == _FREQUENCIES else _look_up
             finds = (look_up(weights[name].numpy(), known, wanted) for known, wanted in constants)
-            if not name.startswith(_IN_SESSION):
-                weights[name] = _as_weight(next((find for find in finds if find is not None), None), name, folder)
+            weights[name] = _as_weight(next((find for find in finds if find is not None), None), name, folder)
     session = {name: torch.from_numpy(value) for name, value in read_arrays(folder / SESSION_FILE).items()}
     temporal = session["memory_positions"].roll(-1, dims=0)
     weights[_TEMPORAL] = temporal.reshape(weights[_TEMPORAL].shape)
@@ -118,13 +118,11 @@ def _constants_of(
 
 
 def _random_network(preset: Preset) -> Sam3:
-    network = preset.build().eval()
-    _shaken(network)
-    return network
+    return _shaken(preset.build().eval())
 
 
 @torch.no_grad()
-def _shaken(network: nn.Module) -> nn.Module:
+def _shaken(network: Network) -> Network:
     """The network with weights of which no two are alike, norms and biases included."""
     for parameter in network.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
