@@ -9,9 +9,10 @@ works without them. What is called is common to TensorRT 10.3 (JetPack 6), Tenso
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,7 +119,8 @@ class TensorRtBackend:
             content = path.read_bytes()
         except OSError as error:
             raise ModelSetDataError(f"{path}: {error.strerror}; run: barnsight engine build") from error
-        engine = trt.Runtime(self._log).deserialize_cuda_engine(content)
+        with garbage_left_alone():
+            engine = trt.Runtime(self._log).deserialize_cuda_engine(content)
         if engine is None:
             raise ModelSetDataError(
                 f"{path}: {self.runtime} {trt.__version__} cannot open it ({self._log.last()}); an engine runs only "
@@ -246,6 +248,22 @@ def this_machine(runtime: str) -> Machine:
         device=f"{gpu.name.decode()} ({gpu.major}.{gpu.minor})",
         driver=", ".join((driver, *filter(None, map(_first_line, DRIVER_FILES)))),
     )
+
+
+@contextmanager
+def garbage_left_alone() -> Iterator[None]:
+    """No garbage is collected meanwhile; for making a builder or a runtime.
+
+    TensorRT calls the log while it holds a lock. Python may collect garbage in any call, and a forgotten builder among
+    it would wait for that same lock, forever.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def message_log(trt: Any) -> Any:

@@ -20,7 +20,7 @@ from barnsight_engines.errors import ModelSetDataError, ModelSetMissingError, Ru
 from barnsight_engines.files import sync_folder, unwritable, write_whole
 from barnsight_engines.loader import check_model_set, engine_path, issue_certificate
 from barnsight_engines.propagator import largest_batch
-from barnsight_engines.tensorrt_backend import import_tensorrt, message_log, this_machine
+from barnsight_engines.tensorrt_backend import garbage_left_alone, import_tensorrt, message_log, this_machine
 
 REFUSED = "-refused.json"
 BATCHES = (1, 8, 20)
@@ -142,7 +142,8 @@ def build_model_set(
 
 def _builder(trt: Any, log: Any, runtime: str) -> Any:
     try:
-        return trt.Builder(log)
+        with garbage_left_alone():
+            return trt.Builder(log)
     except (TypeError, RuntimeError) as error:  # what the bindings make of a null pointer
         raise RuntimeMissingError(
             f"{runtime} {trt.__version__} cannot build on this machine ({log.last()}); check the GPU and its driver"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 from pathlib import Path
@@ -13,6 +14,7 @@ trt = pytest.importorskip("tensorrt_rtx")
 
 from onnx import TensorProto, helper
 
+from barnsight_engines import tensorrt_builder
 from barnsight_engines.errors import EngineError, ModelSetDataError, RuntimeMissingError
 from barnsight_engines.tensorrt_builder import BuildSettings, build_engine
 from barnsight_export.cli import main
@@ -44,6 +46,25 @@ def test_the_shipped_networks_build(tmp_path: Path, role: str) -> None:
     assert built.file.stat().st_size == built.size_bytes > 1_000_000
     assert built.layers > 100
     assert list(tmp_path.iterdir()) == [built.file]
+
+
+def test_no_garbage_is_collected_while_a_builder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT logs with its lock held: a builder that is collected in that call waits for the lock forever."""
+    collects: list[bool] = []
+
+    class Watching(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: object, message: str) -> None:
+            collects.append(gc.isenabled())
+
+    monkeypatch.setattr(tensorrt_builder, "message_log", lambda _: Watching())
+    another = trt.Builder(trt.Logger(trt.Logger.ERROR))  # beside it, a new log is worth a message
+    build_engine(write_model(tmp_path / "m.onnx", "Relu"), tmp_path / "m.engine", SM86, "tensorrt-rtx")
+    assert collects[0] is False
+    assert gc.isenabled()
+    assert another
 
 
 def test_an_open_batch_gets_its_profile(tmp_path: Path) -> None:
