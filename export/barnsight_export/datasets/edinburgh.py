@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -203,4 +204,5 @@ def _seconds(text: str) -> float:
     try:
         return float(text.split()[0].rstrip(","))
     except ValueError:
-        return datetime.fromisoformat(text).timestamp()
+        six_digits = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", text)  # Python 3.10 reads no others
+        return datetime.fromisoformat(six_digits).timestamp()
