@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from barnsight_export.files import written_aside
 from barnsight_export.networks.sam3 import Detection
 from barnsight_export.networks.student import IMAGENET
 from barnsight_export.onnx.half import to_half
-from barnsight_export.onnx.quantize import Quantization, Sensitivity, quantize
+from barnsight_export.onnx.quantize import Quantization, Sensitivity, quantize, rounds_halves
 from barnsight_export.onnx.roles import CROP_SIZE
 from barnsight_export.train.samples import Pictures
 from barnsight_export.train.validation import validate
@@ -89,7 +90,7 @@ def convert_model_set(
     far from it.
     """
     manifest, _ = check_model_set(folder)
-    _check(folder, manifest, int8)
+    _check(folder, manifest, rest, int8)
     quantized: dict[str, Quantization] = {}
     with written_aside(out, last=FILE_NAME) as aside:
         if int8 is not None:
@@ -118,10 +119,15 @@ def _advice(int8: Int8 | None) -> str:
     return "ask for a higher --cosine, or for fewer engines" if int8 else "keep this set in FP32"
 
 
-def _check(folder: Path, manifest: Manifest, int8: Int8 | None) -> None:
+def _check(folder: Path, manifest: Manifest, rest: Literal["fp32", "fp16"], int8: Int8 | None) -> None:
     for entry in manifest.engines:
         if entry.precision != "fp32":
             raise ExportUsageError(f"{folder}: engine '{entry.role}' is {entry.precision}; start from the FP32 set")
+    if int8 is not None and rest == "fp16" and not rounds_halves():
+        raise ExportUsageError(
+            f"ONNX Runtime {ort.__version__} cuts where it should round FP16 to INT8, so it cannot judge such a set;"
+            " install a newer one (Python 3.11 or later), or leave --rest at fp32"
+        )
     have = {entry.role for entry in manifest.engines}
     if int8 is not None and (missing := [role for role in int8.roles if role not in have]):
         raise ExportUsageError(f"{folder}: has no engine '{missing[0]}'; it has {', '.join(sorted(have))}")

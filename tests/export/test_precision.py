@@ -23,7 +23,7 @@ from barnsight_export.datasets.simulated import write_pictures
 from barnsight_export.datasets.variety import choose_varied, spread
 from barnsight_export.onnx.graph import open_session
 from barnsight_export.onnx.half import exact_nodes, to_half
-from barnsight_export.onnx.quantize import fewest_kept, layers_of, least_agreement, quantize
+from barnsight_export.onnx.quantize import fewest_kept, layers_of, least_agreement, quantize, rounds_halves
 
 NANO = Path(__file__).parents[2] / "engines" / "nano"
 WIDTH = 8
@@ -206,14 +206,15 @@ def test_the_shipped_encoder_in_int8_and_a_set_that_would_lose_too_much(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibration = ("--data", pictures, "--format", "simulated", "--calibrate", "24", "--measure", "2")
-    int8 = ("--precision", "int8", "--rest", "fp16", *calibration)
+    rest = "fp16" if rounds_halves() else "fp32"
+    int8 = ("--precision", "int8", "--rest", rest, *calibration)
     assert run_quantize(*int8, "--loss", "1", "--out", tmp_path / "int8") == 0
     said = capsys.readouterr().out
     assert "layers in INT8" in said
     manifest = json.loads((tmp_path / "int8" / "manifest.json").read_text())
     precisions = {engine["role"]: engine["precision"] for engine in manifest["engines"]}
     assert precisions.pop("encoder") == "int8"
-    assert set(precisions.values()) == {"fp16"}
+    assert set(precisions.values()) == {rest}
     with (tmp_path / "int8" / "sensitivity.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 30
@@ -225,6 +226,16 @@ def test_the_shipped_encoder_in_int8_and_a_set_that_would_lose_too_much(
     assert run_quantize(*int8, "--loss", "-1", "--out", tmp_path / "refused") == 65
     assert "AP50 falls from" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_runtime_that_cuts_halves_judges_no_set_in_int8_and_fp16(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("barnsight_export.precision.rounds_halves", lambda: False)
+    options = ("--data", pictures, "--format", "simulated", "--rest", "fp16", "--out", tmp_path / "int8")
+    assert run_quantize("--precision", "int8", *options) == 64
+    assert "cuts where it should round FP16 to INT8" in capsys.readouterr().err
+    assert not (tmp_path / "int8").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -156,6 +157,28 @@ def with_int8(model: onnx.ModelProto, ranges: Any, layers: Sequence[Layer]) -> o
     quantized = quantizer.model.model
     quantized.ir_version = model.ir_version
     return quantized
+
+
+def rounds_halves() -> bool:
+    """Whether this ONNX Runtime rounds FP16 to INT8 as the standard says.
+
+    Those before September 2026 cut toward zero on CPUs (microsoft/onnxruntime#32452): on them, graphs that are in INT8
+    and FP16 answer worse than in TensorRT.
+    """
+    given = [
+        numpy_helper.from_array(value, name)
+        for name, value in (("step", np.ones((), np.float16)), ("zero", np.zeros((), np.int8)))
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["y"])],
+        "rounding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.INT8, [1])],
+        given,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    (answer,) = _answers(model, [{"x": np.array([0.75], np.float16)}])
+    return bool(answer["y"][0] == 1)
 
 
 def least_agreement(wanted: Iterable[Arrays], answers: Iterable[Arrays]) -> float:
