@@ -88,6 +88,16 @@ def test_polygons_and_run_lengths_are_one_mask(tmp_path: Path) -> None:
     assert picture.ignored == [False, True]
 
 
+@pytest.mark.parametrize("counts", ["0", [100, 9500]])
+def test_a_mask_for_a_picture_of_another_size_is_refused(tmp_path: Path, counts: str | list[int]) -> None:
+    outline = {"size": [80, 120], "counts": counts}
+    labels = write_labels(tmp_path, [write_picture(tmp_path)], [{"image_id": 7, "segmentation": outline}])
+    with pytest.raises(
+        DataError, match=r"annotation 0: its mask is for \[80, 120\] pixels .* its picture has \[120, 160\]"
+    ):
+        read_labels(labels, tmp_path, masks=True)
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_the_shipped_networks_find_a_simulated_herd(
     tmp_path: Path, masks: bool, capsys: pytest.CaptureFixture[str]

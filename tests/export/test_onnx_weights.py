@@ -18,7 +18,9 @@ from barnsight_export.onnx.export import export_model_set, session_constants
 from barnsight_export.onnx.random_weights import random_tracker
 from barnsight_export.onnx.weights import read_tracker, read_weights
 from barnsight_export.presets import NANO
+from barnsight_export.train.detector import DetectorRecipe, DetectorTrainer
 from barnsight_export.train.tracker import NeckedTracker, load_tracker
+from barnsight_export.train.trainer import CHECKPOINT, average_checkpoints, read_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,6 +60,20 @@ def test_a_network_comes_back_from_its_model_set(shipped: Shipped) -> None:
     with torch.no_grad():
         for expected, found in zip(network(image, concept), again(image, concept), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_set_stands_for_a_run_in_a_mean(shipped: Shipped, tmp_path: Path) -> None:
+    folder, network, _ = shipped
+    run = DetectorTrainer(SMALL, DetectorRecipe(), tmp_path)
+    run.save()
+    average_checkpoints([folder, tmp_path / CHECKPOINT], tmp_path / "mean.pt", SMALL)
+    mean = read_checkpoint(tmp_path / "mean.pt")
+    for name in ("concepts", "detector.detr_decoder.presence_token.weight"):
+        expected = (network.state_dict()[name] + run.average.state_dict()[name]) / 2
+        torch.testing.assert_close(mean["average"][name], expected, atol=1e-5, rtol=1e-5)
+    assert mean["aids"].keys() == run.aids.state_dict().keys()
+    with pytest.raises(DataError, match="name the checkpoint of a run among them"):
+        average_checkpoints([folder], tmp_path / "sets.pt", SMALL)
 
 
 def test_a_tracker_comes_back_with_its_neck_and_its_session(shipped: Shipped) -> None:

@@ -50,7 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     start.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     average = networks.add_parser("average", help="the mean of the networks of several runs, each begun with --init")
-    average.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoint.pt of a run")
+    average.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT|DIR", help="checkpoint.pt of a run, or a model set"
+    )
+    average.add_argument("--preset", choices=["nano"], default="nano", help="of the model sets (default nano)")
     average.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
     plot = networks.add_parser("plot", help="draw the log of a run, or of several in a row")
     plot.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="log.csv of a run")
@@ -71,9 +74,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is spent, or draw; raises ExportError where data, run or budget are missing."""
     if args.network == "average":
+        from barnsight_export.presets import PRESETS
         from barnsight_export.train.trainer import average_checkpoints
 
-        average_checkpoints(args.checkpoints, args.out)
+        average_checkpoints(args.checkpoints, args.out, PRESETS[args.preset])
         return 0
     if args.network == "plot":
         from barnsight_export.train.plot import plot_log

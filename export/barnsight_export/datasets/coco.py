@@ -76,7 +76,10 @@ def _box(values: Sequence[float]) -> list[float]:
 
 def _mask(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Polygons or a run-length code, compressed or not, as a compressed one."""
-    if isinstance(outline, dict) and isinstance(outline["counts"], str | bytes):
-        return outline
+    if isinstance(outline, dict):
+        if tuple(outline["size"]) != size:
+            raise ValueError(f"its mask is for {outline['size']} pixels (height, width), its picture has {list(size)}")
+        if isinstance(outline["counts"], str | bytes):
+            return outline
     codes: Any = coco.frPyObjects(outline, *size)
     return dict(coco.merge(codes) if isinstance(codes, Sequence) else codes)

@@ -84,9 +84,10 @@ def average_precisions(judged: Sequence[Judged], ious: Sequence[float]) -> list[
     predictions: list[dict[str, Any]] = []
     for number, picture in enumerate(judged):
         for shape, ignored in zip(picture.truth, picture.ignored, strict=True):
-            annotations.append(_annotation(len(annotations) + 1, number, shape, iscrowd=int(ignored)))
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": int(ignored)}
+            annotations.append(entry | _shape_fields(shape))
         for shape, score in zip(picture.found, picture.scores, strict=True):
-            predictions.append({"image_id": number, "category_id": 1, _kind(shape): shape, "score": float(score)})
+            predictions.append({"image_id": number, "category_id": 1, "score": float(score)} | _shape_fields(shape))
     if not annotations or not predictions:
         return [0.0] * len(ious)
     with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
@@ -112,21 +113,11 @@ def average_precisions(judged: Sequence[Judged], ious: Sequence[float]) -> list[
     return [float(np.maximum(row, 0).mean()) for row in precision]
 
 
-def _kind(shape: Any) -> str:
-    """The field in which COCO keeps a shape: masks are dictionaries."""
-    return "segmentation" if isinstance(shape, dict) else "bbox"
-
-
-def _annotation(identifier: int, image: int, shape: Any, *, iscrowd: int) -> dict[str, Any]:
-    is_mask = isinstance(shape, dict)
-    return {
-        "id": identifier,
-        "image_id": image,
-        "category_id": 1,
-        _kind(shape): shape,
-        "area": float(coco.area(shape)) if is_mask else float(shape[2] * shape[3]),
-        "iscrowd": iscrowd,
-    }
+def _shape_fields(shape: Any) -> dict[str, Any]:
+    """A shape and its area in px, as COCO keeps them: masks are dictionaries."""
+    if isinstance(shape, dict):
+        return {"segmentation": shape, "area": float(coco.area(shape))}
+    return {"bbox": shape, "area": float(shape[2] * shape[3])}
 
 
 def _matches(picture: Judged, least_score: float) -> tuple[int, int]:

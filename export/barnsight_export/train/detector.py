@@ -21,7 +21,16 @@ from barnsight_export.networks.sam3 import Sam3, normalize
 from barnsight_export.presets import Preset
 from barnsight_export.train.losses import Aids, detection_loss
 from barnsight_export.train.samples import Batch, Pictures, Stream, Views, collate
-from barnsight_export.train.trainer import CPU, Budget, Recipe, Trainer, quiet_worker, read_checkpoint, train
+from barnsight_export.train.trainer import (
+    CPU,
+    Budget,
+    Recipe,
+    Trainer,
+    quiet_worker,
+    read_checkpoint,
+    read_networks,
+    train,
+)
 from barnsight_export.train.validation import validate
 
 
@@ -97,15 +106,10 @@ class DetectorTrainer(Trainer[Batch]):
         A checkpoint gives its training aids too.
         Raises DataMissingError where there are none, DataError where they are of another shape.
         """
-        if source.is_dir():
-            from barnsight_export.onnx.weights import read_weights
-
-            weights = read_weights(source, self.preset)
-        else:
-            state = read_checkpoint(source)
-            weights = state["average"]
+        state = read_networks(source, self.preset)
+        if "aids" in state:
             self.aids.load_state_dict(state["aids"])
-        self.start_with(weights)
+        self.start_with(state["average"])
 
     def start_heads(self, source: Path) -> None:
         """Take everything but the encoder from the averaged networks of a checkpoint, whatever its encoder is.

@@ -273,15 +273,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def average_checkpoints(paths: Sequence[Path], out: Path) -> None:
+def read_networks(source: Path, preset: Preset) -> dict[str, Any]:
+    """A checkpoint's contents, or of a model set's folder its detector as `average`, without aids and counters.
+
+    Raises DataMissingError where there is neither, DataError where the set is of another preset.
+    """
+    if not source.is_dir():
+        return read_checkpoint(source)
+    from barnsight_export.onnx.weights import read_weights
+
+    return {"average": read_weights(source, preset)}
+
+
+def average_checkpoints(paths: Sequence[Path], out: Path, preset: Preset) -> None:
     """Write a checkpoint whose networks are the mean of several runs', one of which began where another ended.
 
     Such a mean is often better than either (Wortsman et al. 2022, arXiv:2203.05482). It is a start for other runs and
-    for `export`, and cannot be resumed: it has no optimizer. The training aids are the last one's.
+    for `export`, and cannot be resumed: it has no optimizer. The training aids are the last run's. The folder of a
+    model set of `preset` may stand for a run, but not for all of them.
     Raises DataMissingError where a checkpoint is missing, DataError where they are not of the same networks.
     """
-    states = [read_checkpoint(path) for path in paths]
-    first, last = states[0], states[-1]
+    states = [read_networks(path, preset) for path in paths]
+    first = states[0]
+    last = next((state for state in reversed(states) if "aids" in state), None)
+    if last is None:
+        raise DataError(f"{paths[-1]}: a model set, as all the others; name the checkpoint of a run among them")
     for path, state in zip(paths, states, strict=True):
         shapes = {name: value.shape for name, value in state["average"].items()}
         if shapes != {name: value.shape for name, value in first["average"].items()}:
