@@ -36,6 +36,7 @@ from barnsight_export.train.losses import (
     match_one_to_many,
     match_one_to_one,
     noise_boxes,
+    outline_losses,
     overlaps,
     prototype_losses,
 )
@@ -405,6 +406,16 @@ def test_muon_descends_where_its_weights_decay() -> None:
         (weight - wanted).square().mean().backward()
         muon.step()
     assert (weight - wanted).square().mean().item() < 0.1 * start
+
+
+def test_a_mask_on_another_animal_costs_more_than_one_on_the_floor() -> None:
+    spilled, mask = torch.tensor([[5.0, 5.0, -5.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    beside, alone = torch.tensor([[1.0, 1.0, 0.0]]), mask
+    on_animal, on_floor = outline_losses(spilled, mask, beside), outline_losses(spilled, mask, alone)
+    assert on_animal["mask"] > 3 * on_floor["mask"]
+    assert on_animal["dice"] == on_floor["dice"]
+    exact = torch.tensor([[5.0, -5.0, -5.0]])
+    assert outline_losses(exact, mask, beside)["mask"] < 0.1 * on_floor["mask"]
 
 
 def test_prototypes_ask_touching_animals_to_differ() -> None:

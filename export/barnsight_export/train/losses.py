@@ -25,6 +25,7 @@ BACKGROUND, UNJUDGED = -1, -2  # what a query is matched to, besides the number 
 _CLASS, _L1, _GIOU, _PRESENCE, _MASK, _DICE = 2.0, 5.0, 2.0, 1.0, 5.0, 5.0
 _DENOISING = 0.5
 _PROTOTYPE = 0.5
+_RIVAL = 4.0  # weight of a pixel of another animal in a mask's BCE
 _DENSE_BOX, _ON_ANIMAL = 2.0, 0.4  # weight of a token's box; share of the token that an animal must cover
 _PER_OBJECT, _FIT_FLOOR = 4, 0.4  # one-to-many: queries an object, and how well they must fit
 _DENOISED_OBJECTS = 16
@@ -201,11 +202,11 @@ def _mask_losses(
     masks = truth[picture, wanted[chosen]].flatten(1)
 
     target = batch.kinds == TARGET
-    animal = (truth * target[..., None, None]).amax(1)
+    animal = (truth * target[..., None, None]).amax(1)  # (B, h, w)
     judged = (truth * (batch.kinds == IGNORED)[..., None, None]).amax(1) < 0.5
     semantic_loss = F.binary_cross_entropy_with_logits(semantic[judged], animal[judged])
     return {
-        **_outline_losses(logits, masks),
+        **outline_losses(logits, masks, animal.flatten(1)[picture]),
         **prototype_losses(instance, truth.flatten(2), target),
         "semantic": semantic_loss + dice(semantic.flatten(1), animal.flatten(1)).mean(),
     }
@@ -219,15 +220,21 @@ def prototype_losses(instance: Tensor, truth: Tensor, target: Tensor) -> dict[st
     """
     share = truth / truth.sum(2, keepdim=True).clamp(min=1)  # (B, N, hw)
     prototypes = share @ instance.transpose(1, 2)  # (B, N, C)
-    losses = _outline_losses((prototypes @ instance)[target], truth[target])
+    animal = (truth * target[..., None]).amax(1, keepdim=True).expand_as(truth)
+    losses = outline_losses((prototypes @ instance)[target], truth[target], animal[target])
     return {f"prototype_{name}": _PROTOTYPE * loss for name, loss in losses.items()}
 
 
-def _outline_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """BCE and Dice losses of masks, per mask: (M, hw), (M, hw)."""
+def outline_losses(logits: Tensor, masks: Tensor, animals: Tensor) -> dict[str, Tensor]:
+    """BCE and Dice losses of masks, per mask: logits (M, hw), truth (M, hw), and all animals of its picture (M, hw).
+
+    A mask that is wrong seldom covers floor, and often the animal beside its own, of the same coat: that weighs more.
+    """
     count, logits = max(1, len(masks)), logits.float()
+    weight = 1 + (_RIVAL - 1) * (animals - masks).clamp(min=0)
+    wrong = F.binary_cross_entropy_with_logits(logits, masks, weight, reduction="none")
     return {
-        "mask": _MASK * F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum() / count,
+        "mask": _MASK * wrong.mean(1).sum() / count,
         "dice": _DICE * dice(logits, masks).sum() / count,
     }
 
