@@ -16,7 +16,7 @@ PEN = "version: 1\nname: pen-3\nsource: rtsp://admin:S3cret@127.0.0.1:{port}/s\n
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    return write_site(tmp_path, tmp_path / "store")
+    return write_site(tmp_path, tmp_path / "store", storage=", quota_gb: 1")  # fits wherever tests run
 
 
 def write_site(folder: Path, store: Path, port: int = 9, storage: str = "") -> Path:
