@@ -137,7 +137,6 @@ def _train_detector(args: argparse.Namespace) -> int:
 
 
 def _train_tracker(args: argparse.Namespace) -> int:
-    from barnsight_export.onnx.weights import read_weights
     from barnsight_export.presets import PRESETS
     from barnsight_export.train.detector import load_trained
     from barnsight_export.train.sequences import Sequences
@@ -145,12 +144,8 @@ def _train_tracker(args: argparse.Namespace) -> int:
     from barnsight_export.train.trainer import CHECKPOINT
 
     recipe, preset, budget, device = RECIPES[args.recipe], PRESETS[args.preset], _budget(args), _join(args)
-    if args.student.is_dir():
-        model = preset.build()
-        model.load_state_dict(read_weights(args.student, preset))
-    else:
-        model = load_trained(args.student, preset)
-    trainer = TrackerTrainer(preset, recipe, model.encoder, args.out, device)
+    encoder = load_trained(args.student, preset).encoder
+    trainer = TrackerTrainer(preset, recipe, encoder, args.out, device)
     if args.resume:
         trainer.resume()
     elif (args.out / CHECKPOINT).exists():

@@ -166,9 +166,9 @@ def _loader(trainer: DetectorTrainer, pictures: Pictures, size: tuple[int, int],
 
 
 def load_trained(path: Path, preset: Preset) -> Sam3:
-    """The averaged network of a checkpoint, ready for inference."""
+    """The averaged network of a checkpoint, or that of a model set's folder, ready for inference."""
     model = preset.build()
-    model.load_state_dict(read_checkpoint(path)["average"])
+    model.load_state_dict(read_networks(path, preset)["average"])
     return model.eval()
 
 
