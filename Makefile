@@ -20,6 +20,9 @@ APT_RUNTIME := python3-venv python3-gi python3-gst-1.0 gir1.2-gstreamer-1.0 gir1
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav gstreamer1.0-rtsp
 APT_TEST := systemd
 
+# Two helpers, and what compares training runs that have to be there.
+BENCH_APART := $(addprefix benchmarks/,machine.py slope.py distillation.py)
+
 TRAIN_MINUTES ?= 120
 PREFIX ?= /opt/barnsight
 DESTDIR ?=
@@ -65,8 +68,8 @@ check: install-dev  ## Lint, formatting, types and floors
 compile: install-dev  ## Compile every network, full size too, with TensorRT-RTX (no GPU; ten minutes, 4 GB)
 	$(BIN)/python benchmarks/compile.py
 
-bench: install-dev  ## Run every benchmark, short form
-	for benchmark in $(filter-out benchmarks/machine.py,$(wildcard benchmarks/*.py)); do \
+bench: install-dev  ## Run every benchmark that needs no training run, short form
+	for benchmark in $(filter-out $(BENCH_APART),$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python "$$benchmark" --quick --json; \
 	done
 
@@ -116,12 +119,14 @@ endif
 		|| sed 's|/opt/barnsight|$(PREFIX)|g' systemd/example/barnsight.yaml \
 		| $(SUDO) install -m 0644 /dev/stdin $(DESTDIR)/etc/barnsight/barnsight.yaml
 	$(SUDO) install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/cameras.d systemd/example/cameras.d/*.yaml
+	$(SUDO) install -d $(DESTDIR)/usr/local/bin
+	$(SUDO) ln -sfn $(PREFIX)/bin/barnsight $(DESTDIR)/usr/local/bin/barnsight
 ifeq ($(DESTDIR),)
 	$(SUDO) systemd-sysusers barnsight.conf
 	$(SUDO) systemd-tmpfiles --create barnsight.conf
 	if [[ -d /run/systemd/system ]]; then $(SUDO) systemctl daemon-reload; fi
 	@echo "Next: a camera file in /etc/barnsight/cameras.d (examples: $(PREFIX)/share/cameras.d), then"
-	@echo "      sudo $(PREFIX)/bin/barnsight config check && sudo systemctl enable --now barnsight"
+	@echo "      sudo -u barnsight barnsight config check && sudo systemctl enable --now barnsight"
 endif
 
 clean:  ## Remove what was installed and made in this folder

@@ -101,6 +101,7 @@ def test_a_staged_installation_has_every_file_in_its_place(stage: Path) -> None:
         "opt/elsewhere/share/cameras.d/pen-1.yaml",
     ):
         assert (stage / name).is_file(), name
+    assert (stage / "usr/local/bin/barnsight").readlink() == Path("/opt/elsewhere/bin/barnsight")
     unit = (stage / "etc/systemd/system/barnsight.service").read_text()
     assert "ExecStart=/opt/elsewhere/bin/barnsight run" in unit
     site = yaml.safe_load((stage / "etc/barnsight/barnsight.yaml").read_text())
@@ -123,6 +124,8 @@ def test_the_user_of_the_unit_is_the_one_that_sysusers_makes(stage: Path) -> Non
         assert f"m {user} {group}" in users
     folders = (stage / "usr/lib/tmpfiles.d/barnsight.conf").read_text()
     assert f"/etc/barnsight/credentials 0750 root {user}" in folders
+    (state,), (mode,) = settings("Service")["StateDirectory"], settings("Service")["StateDirectoryMode"]
+    assert re.search(rf"^d /var/lib/{state} +{mode} {user} {user} -$", folders, re.MULTILINE)
 
 
 def test_hadolint_has_nothing_to_say_about_the_container_file() -> None:
@@ -133,7 +136,7 @@ def test_hadolint_has_nothing_to_say_about_the_container_file() -> None:
 def test_the_container_installs_the_daemon_alone_and_as_no_root() -> None:
     lines = [line for line in (ROOT / "Dockerfile.l4t").read_text().splitlines() if not line.startswith("#")]
     assert lines[0].startswith("FROM nvcr.io/nvidia/l4t-jetpack:r36")
-    assert "USER 990:990" in lines
+    assert "USER 990" in lines  # with a group named, the user would have only that one, not `video`
     assert not any("[export" in line or "torch" in line for line in lines)
 
 
@@ -150,6 +153,16 @@ def test_the_makefile_keeps_its_promises() -> None:
     listed = run(tool("make"), "-C", ROOT, "--no-print-directory", "help").stdout
     promised = {"install", "demo", "test", "check", "bench", "train", "install-systemd", "clean"}
     assert promised <= set(re.findall(r"make ([a-z-]+)", listed))
+
+
+def test_the_benchmarks_of_make_bench_need_no_arguments() -> None:
+    planned = run(tool("make"), "-C", ROOT, "--dry-run", "bench").stdout
+    benchmarks = re.findall(r"benchmarks/\w+\.py", planned)
+    assert {"benchmarks/tracking.py", "benchmarks/store.py"} <= set(benchmarks)
+    for benchmark in benchmarks:
+        text = (ROOT / benchmark).read_text()
+        assert '"--quick"' in text, benchmark
+        assert "required=True" not in text, benchmark
 
 
 def test_ci_calls_the_commands_of_the_readme() -> None:
