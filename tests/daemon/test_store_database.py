@@ -64,13 +64,25 @@ def test_a_session_known_only_from_observations_is_bounded_by_them(path: Path) -
     ]
 
 
-def test_a_session_ends_where_the_next_begins_or_where_the_store_is_closed(path: Path) -> None:
+def test_a_session_ends_where_it_is_said_to_whatever_comes_after(path: Path) -> None:
     tables = Database.open(path)
     tables.begin_session("pen-3", 1, 10, "abc")
-    tables.begin_session("pen-3", 2, 20, "abc")
-    tables.end_session("pen-3", 30)
+    tables.end_session("pen-3", 1, 20)
+    tables.begin_session("pen-3", 2, 6000, "abc")
+    tables.end_session("pen-3", 1, 7000)
     tables.close()
-    assert rows(path, "SELECT session, ended_ns FROM sessions") == [(1, 20), (2, 30)]
+    assert rows(path, "SELECT session, ended_ns FROM sessions") == [(1, 20), (2, None)]
+
+
+def test_a_session_that_nobody_ended_reaches_to_its_last_observation_and_over_no_outage(path: Path) -> None:
+    tables = Database.open(path)
+    tables.begin_session("pen-3", 1, 10, "abc")
+    tables.absorb(FIRST, observed(1, 1, [20, 30], score=0.5))
+    tables.begin_session("pen-3", 2, 6000, "abc")
+    tables.end_left_open({("pen-3", 2): 6050})
+    tables.absorb(SECOND, observed(1, 1, [40], score=0.5))
+    tables.close()
+    assert rows(path, "SELECT session, started_ns, ended_ns FROM sessions") == [(1, 10, 40), (2, 6000, 6050)]
 
 
 def test_what_retention_deleted_is_forgotten_with_its_tracks(path: Path) -> None:
@@ -83,6 +95,27 @@ def test_what_retention_deleted_is_forgotten_with_its_tracks(path: Path) -> None
     tables.close()
     assert rows(path, "SELECT track FROM tracks") == [(2,)]
     assert rows(path, "SELECT session FROM sessions") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("hours", "gone", "kept"),
+    [
+        ([100, 101, 102], 1, [0, 1, 2]),  # taken from the middle: what is older is still there
+        ([100, 100, 101], 0, [0, 1, 2]),  # one part of an hour: the tracks may be in the other
+        ([100, 102, 104], 0, [1, 2]),
+    ],
+)
+def test_a_track_is_forgotten_only_when_all_files_of_its_time_are_gone(
+    path: Path, hours: list[int], gone: int, kept: list[int]
+) -> None:
+    tables = Database.open(path)
+    names = [RecordName("pen-3", hour, number) for number, hour in enumerate(hours)]
+    for number, name in enumerate(names):
+        tables.absorb(name, observed(number, number, [name.hour * NS_PER_HOUR], score=0.5))
+    tables.forget(names[gone])
+    tables.close()
+    assert rows(path, "SELECT track FROM tracks") == [(track,) for track in kept]
+    assert rows(path, "SELECT session FROM sessions") == [(session,) for session in kept]
 
 
 def test_a_configuration_is_kept_when_it_changed_and_only_the_newest_stay(

@@ -19,8 +19,11 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+import barnsightd.store.database as database
 import barnsightd.store.records as records
 from barnsightd.errors import StoreAccessError, StoreError
+from barnsightd.store.database import Database
+from barnsightd.store.files import StoreWriteError
 from barnsightd.store.layout import DATABASE, NS_PER_HOUR, NS_PER_S, QUARANTINE
 from barnsightd.store.reader import read_observations
 from barnsightd.store.records import Store, StoreSettings
@@ -312,6 +315,49 @@ def test_over_the_quota_the_oldest_hour_of_any_camera_goes_first(tmp_path: Path)
     assert frames(tmp_path) == [2, 3]
 
 
+def test_a_locked_database_costs_no_more_than_the_files_over_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.0)
+    with Store.open(tmp_path, SETTINGS) as store:
+        for hour in range(4):
+            store.append([seen(hour, at_ns=NOON_NS + hour * NS_PER_HOUR)])
+            store.seal_all()
+        used = store.usage().used_bytes
+
+    with Store.open(tmp_path, replace(SETTINGS, quota_bytes=used - 1)) as store:
+        with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for second in range(0, 30, 3):
+                faults = store.maintain(second * NS_PER_S)
+                assert {(fault.op, fault.errno) for fault in faults} == {("database", errno.EBUSY)}
+        assert len(sealed(tmp_path)) == 3
+        assert store.usage().used_bytes == sum((tmp_path / file).stat().st_size for file in sealed(tmp_path))
+        assert store.maintain(60 * NS_PER_S) == ()
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as tables:
+            assert sorted(file for (file,) in tables.execute("SELECT path FROM sealed")) == sealed(tmp_path)
+
+
+def test_a_busy_hour_has_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "SEGMENT_BYTES", 1)
+    with Store.open(tmp_path, SETTINGS) as store:
+        for frame in range(0, 6, 2):
+            store.append([seen(frame)])
+            store.flush()
+        store.maintain()
+        assert frames(tmp_path) == [0, 2, 4]
+        store.seal_all()
+        parts = sealed(tmp_path)
+        used = store.usage().used_bytes
+    assert [part[-16:] for part in parts] == ["00000001.parquet", "00000002.parquet", "00000003.parquet"]
+    assert tracks_of(tmp_path) == [("pen-3", 1, 0, 3, 0.5)]
+
+    with Store.open(tmp_path, replace(SETTINGS, quota_bytes=used - 1)) as store:
+        store.maintain()
+    assert sealed(tmp_path) == parts[1:]
+    assert len(tracks_of(tmp_path)) == 1
+
+
 def test_a_quota_that_segments_alone_use_up_stops_writing(tmp_path: Path) -> None:
     store = Store.open(tmp_path, replace(SETTINGS, quota_bytes=100))
     store.append([seen(0)])
@@ -345,15 +391,97 @@ def test_a_session_number_is_not_given_again_when_only_its_observations_survived
         assert [store.begin_session(camera, NOON_NS) for camera in ("pen-3", "pen-4")] == [9, 5]
 
 
+def test_a_session_ends_where_it_is_said_to_and_a_killed_one_at_its_last_observation(tmp_path: Path) -> None:
+    killed = Store.open(tmp_path, SETTINGS)
+    for camera in ("pen-3", "pen-4"):
+        killed.begin_session(camera, NOON_NS)
+        killed.append([seen(7, camera=camera)])
+    killed.end_session("pen-4", 1, NOON_NS + 9)
+    killed.maintain()
+    killed.flush()
+    abandon(killed)
+
+    with Store.open(tmp_path, SETTINGS) as store:
+        store.begin_session("pen-3", NOON_NS + 6 * NS_PER_HOUR)
+        store.maintain()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as tables:
+        assert tables.execute("SELECT camera, session, ended_ns FROM sessions").fetchall() == [
+            ("pen-3", 1, NOON_NS + 7_000_000),
+            ("pen-3", 2, None),
+            ("pen-4", 1, NOON_NS + 9),
+        ]
+
+
+def test_a_disk_that_is_full_at_the_start_does_not_hinder_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path, SETTINGS) as store:
+        store.begin_session("pen-3", NOON_NS)
+        store.append([seen(0)])
+        store.seal_all()
+
+    def full(path: Path) -> Database:
+        raise StoreWriteError("database", path, OSError(errno.ENOSPC, "database or disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "open", full)
+        store = Store.open(tmp_path, SETTINGS)
+        assert store.begin_session("pen-3", NOON_NS + NS_PER_HOUR) == 2
+        assert {fault.op for fault in store.maintain(0)} == {"database"}
+        assert store.usage().degraded
+    assert store.maintain(3 * NS_PER_S) == ()
+    assert not store.usage().degraded
+    store.close()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as tables:
+        assert tables.execute("SELECT session FROM sessions").fetchall() == [(1,), (2,)]
+    assert len(tracks_of(tmp_path)) == 1
+
+
+def test_a_segment_that_the_disk_cannot_read_is_set_aside_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tmp_path, SETTINGS) as store:
+        store.append([seen(0), seen(1, camera="pen-4")])
+    unreadable, _ = open_segments(tmp_path)
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with Store.open(tmp_path, SETTINGS) as store:
+        assert store.maintain() == ()
+        assert store.usage().damaged_spans == 1
+    assert frames(tmp_path) == [1]
+    assert len(list((tmp_path / QUARANTINE).iterdir())) == 1
+
+
+def test_a_disk_that_fails_while_the_store_is_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path, SETTINGS) as store:
+        store.append([seen(0)])
+        store.seal_all()
+    (file,) = (tmp_path / name for name in sealed(tmp_path))
+    stat = Path.stat
+
+    def fails(path: Path, **options: bool) -> os.stat_result:
+        if path == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fails)
+    with pytest.raises(StoreError, match=rf"Input/output error \({file}\).*working disk"):
+        Store.open(tmp_path, SETTINGS)
+
+
 def test_a_damaged_database_is_set_aside_and_rebuilt_from_what_is_sealed(tmp_path: Path) -> None:
     with Store.open(tmp_path, SETTINGS) as store:
         for hour in range(2):
             store.append([seen(2 * hour, at_ns=NOON_NS + hour * NS_PER_HOUR)])
             store.seal_all()
-    database = tmp_path / DATABASE
-    damaged = bytearray(database.read_bytes())
+    tables = tmp_path / DATABASE
+    damaged = bytearray(tables.read_bytes())
     damaged[4096:12288] = bytes([0xA5]) * 8192
-    database.write_bytes(damaged)
+    tables.write_bytes(damaged)
 
     with Store.open(tmp_path, SETTINGS) as store:
         store.maintain()

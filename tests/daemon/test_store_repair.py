@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import barnsightd.store.layout as layout
+import barnsightd.store.repair as store_repair
 from barnsightd.errors import StoreError
-from barnsightd.store.layout import DATABASE, NS_PER_HOUR
+from barnsightd.store.layout import DATABASE, NS_PER_HOUR, RecordName
 from barnsightd.store.reader import read_observations
 from barnsightd.store.records import Store, StoreSettings
 from barnsightd.store.repair import check, repair
@@ -80,6 +84,35 @@ def test_a_running_service_does_not_keep_a_check_from_reading(store: Path) -> No
         assert check(store).ok
         with pytest.raises(StoreError, match="already in use"):
             repair(store)
+
+
+def test_what_a_running_service_seals_and_evicts_meanwhile_is_no_damage_and_counted_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Store.open(store, StoreSettings(reserve_bytes=0))
+    running.append([replace(seen(4, hour=490_002), camera="pen-4")])
+    running.flush()
+
+    def sealed_after_the_first(root: Path) -> Iterator[RecordName]:
+        first, *others = layout.segments(root)
+        yield first
+        running.seal_all()
+        yield from others
+
+    def oldest_evicted(root: Path) -> Iterator[RecordName]:
+        names = sorted(layout.parquet_files(root), key=lambda name: name.number)
+        (root / names[0].parquet).unlink()
+        yield from names
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_repair, "segments", sealed_after_the_first)
+        assert check(store).observations == 5
+        patch.setattr(store_repair, "segments", layout.segments)
+        patch.setattr(store_repair, "parquet_files", oldest_evicted)
+        report = check(store)
+    running.close()
+    assert report.ok
+    assert (report.segments, report.sealed_files, report.observations) == (0, 3, 4)
 
 
 def test_an_unfinished_record_is_a_note_and_no_damage(store: Path) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import barnsightd.store.records as records
+from barnsightd.store.files import StoreWriteError
+from barnsightd.store.layout import RecordName
 from barnsightd.store.reader import read_observations
 from barnsightd.store.records import Store, StoreSettings
+from barnsightd.store.sealing import seal
+from barnsightd.store.segments import Scan
 from barnsightd.store.writer import Writer
 from barnsightd.types import Observation, TrackSource, TrackState
 
@@ -115,5 +120,44 @@ def test_a_disk_that_refuses_the_last_flush_is_not_a_clean_stop(
     writer = Writer(Store.open(tmp_path, SETTINGS), on_error=ignore)
     writer.submit(seen(0))
     writer.start()
-    assert not writer.stop(WAIT_S)
-    assert "EROFS" in str(writer.fatal)
+    with pytest.raises(StoreWriteError, match="EROFS"):
+        writer.stop(WAIT_S)
+    assert writer.usage().dropped == 1
+
+
+def test_while_segments_are_sealed_no_frame_is_refused_and_none_waits_for_more_than_one_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras, frames_per_seal = 4, 20
+    submitted: list[bool] = []
+    missing: list[int] = []
+    ended = threading.Event()
+
+    def submit(count: int, hour: int) -> None:
+        for _ in range(count):
+            camera = f"pen-{len(submitted) % cameras}"
+            (observation,) = seen(len(submitted))
+            moved = replace(observation, camera=camera, captured_ns=observation.captured_ns + hour * 3600 * 10**9)
+            submitted.append(writer.submit((moved,)))
+
+    def slow_seal(root: Path, name: RecordName, content: Scan) -> int:
+        """Stand for a seal in which `frames_per_seal` frames arrive."""
+        missing.append(len(submitted) - len(read_observations(root)))
+        submit(frames_per_seal, hour=1)
+        if len(missing) == cameras:
+            ended.set()
+        return seal(root, name, content)
+
+    monkeypatch.setattr(records, "seal", slow_seal)
+    store = Store.open(tmp_path, SETTINGS)
+    store.append([replace(seen(0)[0], camera=f"pen-{camera}") for camera in range(cameras)])
+    store.flush()
+    submitted += [True] * cameras
+    writer = Writer(store, on_error=ignore, capacity_frames=2 * frames_per_seal)
+    submit(cameras, hour=1)
+    writer.start()
+    assert ended.wait(WAIT_S)
+    assert writer.stop(WAIT_S)
+    assert all(submitted)
+    assert missing == [0] * cameras
+    assert len(read_observations(tmp_path)) == len(submitted)

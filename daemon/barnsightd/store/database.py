@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno as errnos
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from barnsightd.errors import StoreDataError, StoreError
 from barnsightd.store.files import StoreWriteError, fsync_folder
-from barnsightd.store.layout import NS_PER_HOUR, RecordName
+from barnsightd.store.layout import NS_PER_HOUR, RecordName, parquet_name
 
-BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 0.5
 KEPT_CONFIGURATIONS = 1000
 ABSORBED_COLUMNS = ["session", "track", "captured_ns", "score", "model_set"]
 
@@ -47,6 +47,14 @@ MIGRATIONS = (
     INSERT INTO meta VALUES ('created', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));
     """,
 )
+
+END_AT_LAST_OBSERVATION = """
+    UPDATE sessions SET ended_ns = max(started_ns, coalesce((
+        SELECT max(last_seen_ns) FROM tracks
+        WHERE tracks.camera = sessions.camera AND tracks.session = sessions.session
+    ), started_ns))
+    WHERE ended_ns IS NULL
+"""
 
 # SQLite reports these in words only; the names are those of the disk's own faults.
 _ERRNO_OF_MESSAGE = {
@@ -90,24 +98,32 @@ class Database:
             return dict(self._connection.execute("SELECT camera, max(session) FROM sessions GROUP BY camera"))
 
     def begin_session(self, camera: str, session: int, started_ns: int, model_set: str) -> None:
-        """Note a session; an earlier one of the camera that is still open ends where it begins."""
+        """Note a session; an earlier one of the camera that is still open ends at its last observation."""
         with self._transaction() as connection:
-            connection.execute(
-                "UPDATE sessions SET ended_ns = max(started_ns, ?) WHERE camera = ? AND ended_ns IS NULL",
-                (started_ns, camera),
-            )
+            connection.execute(f"{END_AT_LAST_OBSERVATION} AND camera = ?", (camera,))
             connection.execute(
                 "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, NULL, ?, 0)",
                 (camera, session, started_ns, model_set),
             )
 
-    def end_session(self, camera: str, ended_ns: int) -> None:
-        """Note the end of the camera's open session, if it has one."""
+    def end_session(self, camera: str, session: int, ended_ns: int) -> None:
+        """Note the end of a session, if it is open."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE sessions SET ended_ns = max(started_ns, ?) WHERE camera = ? AND ended_ns IS NULL",
-                (ended_ns, camera),
+                """UPDATE sessions SET ended_ns = max(started_ns, ?)
+                   WHERE camera = ? AND session = ? AND ended_ns IS NULL""",
+                (ended_ns, camera, session),
             )
+
+    def end_left_open(self, last_seen_ns: Mapping[tuple[str, int], int]) -> None:
+        """End every open session at its last observation: in the tables, or in `last_seen_ns` by camera and session."""
+        with self._transaction() as connection:
+            connection.executemany(
+                """UPDATE sessions SET ended_ns = max(started_ns, ?)
+                   WHERE camera = ? AND session = ? AND ended_ns IS NULL""",
+                ((seen_ns, camera, session) for (camera, session), seen_ns in last_seen_ns.items()),
+            )
+            connection.execute(END_AT_LAST_OBSERVATION)
 
     def record_config(self, applied_ns: int, config: str) -> None:
         """Keep a configuration unless it is the one kept last; only the newest thousand stay."""
@@ -127,7 +143,10 @@ class Database:
             return {path for (path,) in self._connection.execute("SELECT path FROM sealed")}
 
     def absorb(self, name: RecordName, observations: pa.Table) -> None:
-        """Take a sealed file's observations (`ABSORBED_COLUMNS`) into the tables, unless that was done before."""
+        """Take a sealed file's observations (`ABSORBED_COLUMNS`) into the tables, unless that was done before.
+
+        A session that has ended reaches at least from its first to its last observation.
+        """
         sessions = observations.group_by("session").aggregate(
             [("captured_ns", "min"), ("captured_ns", "max"), ("model_set", "min")]
         )
@@ -145,8 +164,7 @@ class Database:
                        (:camera, :session, :captured_ns_min, :captured_ns_max, :model_set_min, 1)
                    ON CONFLICT DO UPDATE SET
                        started_ns = min(started_ns, excluded.started_ns),
-                       ended_ns = max(ended_ns, excluded.ended_ns)
-                   WHERE inferred""",
+                       ended_ns = max(ended_ns, excluded.ended_ns)""",
                 ({**row, "camera": name.camera} for row in sessions.to_pylist()),
             )
             connection.executemany(
@@ -162,12 +180,18 @@ class Database:
             )
 
     def forget(self, name: RecordName) -> None:
-        """Drop a deleted sealed file, and the camera's tracks and sessions that ended with its hour."""
-        end_ns = (name.hour + 1) * NS_PER_HOUR
+        """Drop a deleted sealed file, and the camera's tracks and sessions that ended before all that is left of it."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM sealed WHERE path = ?", (name.parquet.as_posix(),))
-            connection.execute("DELETE FROM tracks WHERE camera = ? AND last_seen_ns < ?", (name.camera, end_ns))
-            connection.execute("DELETE FROM sessions WHERE camera = ? AND ended_ns < ?", (name.camera, end_ns))
+            camera_folder = name.parquet.parent.parent.as_posix()
+            (path,) = connection.execute(
+                "SELECT min(path) FROM sealed WHERE path > ? || '/' AND path < ? || '0'", (camera_folder, camera_folder)
+            ).fetchone()  # '0' follows '/', and paths sort by date and hour
+            oldest = parquet_name(Path(path)) if path else None
+            first_hour = min(name.hour + 1, oldest.hour) if oldest else name.hour + 1
+            gone = (name.camera, first_hour * NS_PER_HOUR)
+            connection.execute("DELETE FROM tracks WHERE camera = ? AND last_seen_ns < ?", gone)
+            connection.execute("DELETE FROM sessions WHERE camera = ? AND ended_ns < ?", gone)
 
     def clear_derived(self) -> None:
         """Empty every table that can be rebuilt from sealed observations."""

@@ -2,12 +2,12 @@
 
     lock                                                     held by the one process that writes
     barnsight.sqlite3                                        sessions, tracks, configuration history
-    segments/<camera>/2026-11-04T13-00000007.seg             observations of one UTC hour, still growing
+    segments/<camera>/2026-11-04T13-00000007.seg             observations of one UTC hour or part of it, still growing
     observations/camera=<camera>/date=2026-11-04/13-00000007.parquet      the same, sealed
     quarantine/                                              what was found damaged
 
-A segment becomes exactly one Parquet file of the same camera, hour and number. Numbers only grow within a store,
-so a wall clock that jumps back never meets a name that is taken. Hours and dates are UTC.
+A segment becomes exactly one Parquet file of the same camera, hour and number; a busy hour has several. Numbers only
+grow within a store, so a wall clock that jumps back never meets a name that is taken. Hours and dates are UTC.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_camera_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RecordName:
-    """One hour of one camera: `hour` counts UTC hours since 1970, `number` is unique in the store."""
+    """One hour of one camera, or part of it: `hour` counts UTC hours since 1970, `number` is unique in the store."""
 
     camera: str
     hour: int
@@ -79,7 +79,7 @@ def parquet_name(path: Path) -> RecordName | None:
 
 
 def _named(root: Path, pattern: str, names: re.Pattern[str]) -> Iterator[RecordName]:
-    for path in root.glob(pattern):
+    for path in list(root.glob(pattern)):  # listed at once: retention may remove a folder while who asks reads files
         name = _parse(path.relative_to(root).as_posix(), names)
         if name is not None:
             yield name

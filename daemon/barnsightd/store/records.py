@@ -14,8 +14,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,8 @@ FLUSH_AT_SHARE = 0.75
 """Part of `flush_seconds` after which a flush begins; the rest is left for the disk to finish it."""
 FLUSH_AT_OBSERVATIONS = 4096
 PENDING_OBSERVATIONS = 20_000
-SEGMENT_BYTES = 32 * 2**20
+SEGMENT_BYTES = 4 * 2**20
+"""Where a segment is closed: sealing holds up flushes, and one of this size is sealed well within `flush_seconds`."""
 QUARANTINE_BYTES = 256 * 2**20
 RETRY_NS = 2 * NS_PER_S
 JOURNAL_ENTRIES = 1024
@@ -93,8 +94,8 @@ class StoreUsage:
 class Store:
     """The one writer of a store's folder.
 
-    `append`, `maintain`, `flush` and `close` belong to one thread; `begin_session`, `record_config` and `usage`
-    may be called from any and never wait for the disk.
+    `append`, `maintain`, `flush` and `close` belong to one thread; `begin_session`, `end_session`, `record_config` and
+    `usage` may be called from any and never wait for the disk.
     """
 
     def __init__(self, root: Path, settings: StoreSettings, lock: int, model_set: str) -> None:
@@ -111,15 +112,15 @@ class Store:
         self._open: dict[str, Segment] = {}
         self._to_seal: deque[RecordName] = deque()
         self._to_absorb: deque[RecordName] = deque()
+        self._to_forget: deque[RecordName] = deque()
+        self._database: Database | None = None  # while the disk refuses to open it
         self._sessions_lock = threading.Lock()
         self._last_session: dict[str, int] = {}
-        self._last_captured_ns: dict[str, int] = {}
         self._journal: deque[Callable[[Database], None]] = deque(maxlen=JOURNAL_ENTRIES)
         self._retry_at_ns: dict[str, int] = {}
         self._written_bytes = self._observations = self._dropped = self._damaged_spans = 0
         self._clear_temporaries()
         self._measure()
-        self._database = self._open_database()
         self._number_sessions()
         self._resume_segments()
 
@@ -127,15 +128,17 @@ class Store:
     def open(cls, path: Path, settings: StoreSettings | None = None, *, model_set: str = "") -> Store:
         """Open or create the store at `path` and mend what a power cut or a damaged disk left behind.
 
-        Raises StoreAccessError where the folder cannot be written, StoreError where another process has it open
-        or a newer Barnsight wrote it.
+        A disk that is full does not hinder it: what it refuses now, `maintain` tries again. Raises StoreAccessError
+        where the folder cannot be written, StoreError where it cannot be read, another process has it open or a newer
+        Barnsight wrote it.
         """
-        lock = _take_lock(path)
-        try:
-            return cls(path, settings or StoreSettings(), lock, model_set)
-        except BaseException:
-            os.close(lock)
-            raise
+        with _usable(path):
+            lock = _take_lock(path)
+            try:
+                return cls(path, settings or StoreSettings(), lock, model_set)
+            except BaseException:
+                os.close(lock)
+                raise
 
     def begin_session(self, camera: str, started_ns: int) -> int:
         """Return the number of a new session of `camera`; it is one more than the last, also across restarts.
@@ -156,6 +159,10 @@ class Store:
         self._journal.append(entry)
         return session
 
+    def end_session(self, camera: str, session: int, ended_ns: int) -> None:
+        """Note when a session ended, by the wall clock; one that nobody ends reaches to its last observation."""
+        self._journal.append(partial(Database.end_session, camera=camera, session=session, ended_ns=ended_ns))
+
     def record_config(self, applied_ns: int, config: str) -> None:
         """Keep a configuration, with its secrets masked by who calls, in the history."""
         self._journal.append(partial(Database.record_config, applied_ns=applied_ns, config=config))
@@ -172,7 +179,6 @@ class Store:
             self._pending_since_ns = time.monotonic_ns() if now_ns is None else now_ns
         for seen in observations:
             self._pending.setdefault((seen.camera, seen.captured_ns // NS_PER_HOUR), []).append(seen)
-            self._last_captured_ns[seen.camera] = seen.captured_ns
         self._pending_count += len(observations)
         return True
 
@@ -187,7 +193,7 @@ class Store:
         return bool(self._retry_at_ns)
 
     def maintain(self, now_ns: int | None = None) -> tuple[StoreWriteError, ...]:
-        """Do what is due at `now_ns` (monotonic): flush, seal, account, make room; cheap where nothing is.
+        """Do what is due at `now_ns` (monotonic): make room, flush, seal, account; cheap where nothing is.
 
         Returns what the disk refused. None of it is lost: each operation is tried again after two seconds.
         """
@@ -198,19 +204,18 @@ class Store:
             self._flush_if_due,
             self._seal_one_if_due,
             self._write_journal,
-            self._absorb_one,
+            self._absorb_next,
+            self._forget_one,
         ):
             name = operation.__name__
             if now_ns < self._retry_at_ns.get(name, now_ns):
                 continue
             try:
-                operation(now_ns)
+                self._attempt(operation, now_ns)
                 self._retry_at_ns.pop(name, None)
             except StoreWriteError as fault:
                 self._retry_at_ns[name] = now_ns + RETRY_NS
                 faults.append(fault)
-            except StoreDataError as damage:
-                self._database = self._replace_database(damage)
         return tuple(faults)
 
     def flush(self, now_ns: int | None = None) -> None:
@@ -250,11 +255,11 @@ class Store:
         """
         for path in damaged:
             if path == Path(DATABASE):
-                self._database = self._replace_database(StoreDataError(f"{path}: found damaged"))
+                self._drop_database(StoreDataError(f"{path}: found damaged"))
             elif (self._root / path).exists():
                 self.set_aside(path)
         self.seal_all()
-        self._database.clear_derived()
+        self._tables().clear_derived()
         self._to_absorb = deque(sorted(parquet_files(self._root), key=lambda name: name.number))
         while self._to_absorb:
             self._absorb_next()
@@ -291,17 +296,17 @@ class Store:
     def close(self) -> None:
         """Flush and let go of the folder, also where the flush fails; raises StoreWriteError for it.
 
-        Open segments stay: the next start goes on with them.
+        What the flush could not write counts as dropped. Open segments stay: the next start goes on with them.
         """
         try:
             self.flush()
-            for camera, ended_ns in self._last_captured_ns.items():
-                self._journal.append(partial(Database.end_session, camera=camera, ended_ns=ended_ns))
             self._write_journal()
         finally:
+            self._drop_pending()
             for segment in self._open.values():
                 segment.close()
-            self._database.close()
+            if self._database is not None:
+                self._database.close()
             os.close(self._lock)
 
     def __enter__(self) -> Store:
@@ -313,6 +318,12 @@ class Store:
         self.close()
 
     # What `maintain` does.
+
+    def _attempt(self, operation: Callable[[int], None], now_ns: int) -> None:
+        try:
+            operation(now_ns)
+        except StoreDataError as damage:
+            self._drop_database(damage)
 
     def _flush_if_due(self, now_ns: int) -> None:
         if self._pending_since_ns is None:
@@ -328,16 +339,20 @@ class Store:
             if now_ns - segment.opened_ns >= age_ns:
                 self._retire(camera)
         if self._to_seal:
+            with suppress(StoreWriteError):  # what waits goes first, for a seal takes long; refused, it stays due
+                self.flush(now_ns)
             self._seal_next()
 
     def _write_journal(self, _now_ns: int = 0) -> None:
         while self._journal:
-            self._journal[0](self._database)
+            self._journal[0](self._tables())
             self._journal.popleft()
 
-    def _absorb_one(self, _now_ns: int) -> None:
-        if self._to_absorb:
-            self._absorb_next()
+    def _forget_one(self, _now_ns: int) -> None:
+        tables = self._tables()  # opened late, they say what they lack and what they hold too much
+        if self._to_forget:
+            tables.forget(self._to_forget[0])
+            self._to_forget.popleft()
 
     def _make_room(self, _now_ns: int) -> None:
         short_bytes = self._settings.reserve_bytes - self._free_bytes()
@@ -346,7 +361,7 @@ class Store:
             log.warning("deleted to make room", file=str(relative))
             name = parquet_name(relative)
             if name is not None:
-                self._database.forget(name)
+                self._to_forget.append(name)
 
     # Segments, from the first append to the sealed file.
 
@@ -376,7 +391,15 @@ class Store:
             self._to_seal.remove(name)
             return
         with writing("seal", segment):
-            data = segment.read_bytes()
+            try:
+                data = segment.read_bytes()
+            except OSError as cause:
+                if cause.errno != errnos.EIO:
+                    raise
+                self.set_aside(name.segment)
+                self._damaged_spans += 1
+                self._to_seal.remove(name)
+                return
             content = scan(data)
             if content.rows and not self._is_sealed(name, content.rows):
                 self._records.used_bytes += seal(self._root, name, content)
@@ -402,7 +425,10 @@ class Store:
         self.set_aside(name.parquet)
         return False
 
-    def _absorb_next(self) -> None:
+    def _absorb_next(self, _now_ns: int = 0) -> None:
+        tables = self._tables()  # opened late, they say what they lack
+        if not self._to_absorb:
+            return
         name = self._to_absorb[0]
         try:
             observations = read_sealed(self._root / name.parquet, ABSORBED_COLUMNS)
@@ -411,7 +437,7 @@ class Store:
         except (pa.ArrowInvalid, OSError):
             self.set_aside(name.parquet)
         else:
-            self._database.absorb(name, observations)
+            tables.absorb(name, observations)
         self._to_absorb.popleft()
 
     def _note_damage(self, name: RecordName, content: Scan) -> None:
@@ -422,6 +448,14 @@ class Store:
             places=content.damaged_spans,
             bytes=content.damaged_bytes,
         )
+
+    def _drop_pending(self) -> None:
+        """Give up and count what was appended and not flushed."""
+        if self._pending_count:
+            log.error("observations lost: the last flush failed", count=self._pending_count)
+        self._dropped += self._pending_count
+        self._pending.clear()
+        self._pending_count = 0
 
     def _require_room(self) -> None:
         """Refuse to write into the reserve, or past a quota that sealed files cannot make room in any more."""
@@ -457,8 +491,14 @@ class Store:
         self._damaged.used_bytes = sum(path.stat().st_size for path in oldest_quarantined(self._root))
         self._numbers = itertools.count(max(numbers) + 1)
 
+    def _tables(self) -> Database:
+        """Return the tables, opened now if they are not; raises StoreWriteError."""
+        if self._database is None:
+            self._database = self._open_database()
+        return self._database
+
     def _open_database(self) -> Database:
-        """Open the tables, anew where they are damaged, and find which sealed files they lack."""
+        """Open the tables, anew where they are damaged, and compare them with the sealed files."""
         path = self._root / DATABASE
         try:
             database = Database.open(path)
@@ -466,19 +506,26 @@ class Store:
             self._set_database_aside(damage)
             database = Database.open(path)
         sealed = {name.parquet.as_posix(): name for name in parquet_files(self._root)}
-        absorbed = database.absorbed()
-        for vanished in absorbed - sealed.keys():
-            name = parquet_name(Path(vanished))
-            if name is not None:
-                database.forget(name)
+        try:
+            absorbed = database.absorbed()
+            last_sessions = database.last_sessions()
+        except BaseException:
+            database.close()
+            raise
+        vanished = (parquet_name(Path(path)) for path in absorbed - sealed.keys())
         missing = [name for path, name in sealed.items() if path not in absorbed]
+        self._to_forget = deque(name for name in vanished if name is not None)
         self._to_absorb = deque(sorted(missing, key=lambda name: name.number))
+        for camera, session in last_sessions.items():
+            self._count_session(camera, session)
         return database
 
-    def _replace_database(self, damage: StoreDataError) -> Database:
-        self._database.close()
+    def _drop_database(self, damage: StoreDataError) -> None:
+        """Set the tables aside; whoever needs them next makes them anew."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
         self._set_database_aside(damage)
-        return self._open_database()
 
     def _set_database_aside(self, damage: StoreDataError) -> None:
         log.error("tables damaged; they are rebuilt from the sealed observations", reason=str(damage))
@@ -489,50 +536,75 @@ class Store:
     def _resume_segments(self) -> None:
         """Go on with the newest segment of each camera, its torn end cut off; the others are complete."""
         now_ns = time.monotonic_ns()
+        last_seen_ns: dict[tuple[str, int], int] = {}
         for name in sorted(segments(self._root), key=lambda name: name.number, reverse=True):
             if name.camera in self._open or (self._root / name.parquet).exists():
                 self._to_seal.appendleft(name)
                 continue
-            content = scan((self._root / name.segment).read_bytes())
-            self._count_sessions(name.camera, content.table())
-            if not content.rows or content.damaged_spans:
+            try:
+                content = scan((self._root / name.segment).read_bytes())
+                observations = content.table().group_by("session").aggregate([("captured_ns", "max")])
+                for row in observations.to_pylist():
+                    self._count_session(name.camera, row["session"])
+                    session = (name.camera, row["session"])
+                    last_seen_ns[session] = max(row["captured_ns_max"], last_seen_ns.get(session, 0))
+                if not content.rows or content.damaged_spans:
+                    self._to_seal.appendleft(name)
+                    continue
+                self._open[name.camera] = Segment.resume(self._root, name, content.sound_bytes, now_ns)
+            except (OSError, StoreWriteError) as refused:
+                log.error("segment cannot be resumed; it is sealed", segment=str(name.segment), error=str(refused))
                 self._to_seal.appendleft(name)
                 continue
             if content.torn_bytes:
                 log.warning("unfinished record cut off", segment=str(name.segment), bytes=content.torn_bytes)
                 self._records.used_bytes -= content.torn_bytes
-            self._open[name.camera] = Segment.resume(self._root, name, content.sound_bytes, now_ns)
+        self._journal.append(partial(Database.end_left_open, last_seen_ns=last_seen_ns))
 
     def _number_sessions(self) -> None:
         """Find the last session of each camera: in the tables, or in the newest file that they lack."""
-        self._last_session = self._database.last_sessions()
+        try:
+            self._tables()
+            unknown = list(self._to_absorb)
+        except StoreWriteError as fault:
+            log.error("the tables cannot be opened; the store keeps trying", error=str(fault))
+            unknown = sorted(parquet_files(self._root), key=lambda name: name.number)
         found = set()
-        for name in reversed(self._to_absorb):
+        for name in reversed(unknown):
             if name.camera not in found:
                 with suppress(pa.ArrowInvalid, OSError):
-                    self._count_sessions(name.camera, read_sealed(self._root / name.parquet, ["session"]))
+                    newest = pc.max(read_sealed(self._root / name.parquet, ["session"])["session"]).as_py()
+                    self._count_session(name.camera, newest or 0)
                     found.add(name.camera)
 
-    def _count_sessions(self, camera: str, observations: pa.Table) -> None:
-        if len(observations):
-            newest: int = pc.max(observations["session"]).as_py()
-            self._last_session[camera] = max(newest, self._last_session.get(camera, 0))
+    def _count_session(self, camera: str, session: int) -> None:
+        with self._sessions_lock:
+            self._last_session[camera] = max(session, self._last_session.get(camera, 0))
 
 
-def _take_lock(path: Path) -> int:
-    """Create the folder if need be and return the descriptor of its lock, held until it is closed."""
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into the StoreError that says why `path` cannot be the store."""
     try:
-        make_folder(path)
-        for entry in (path, *path.iterdir()):
-            if not os.access(entry, os.W_OK):
-                raise PermissionError(errnos.EACCES, "no permission to write", str(entry))
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        yield
     except OSError as cause:
         message = f"{path}: cannot be used as the store: {cause.strerror} ({cause.filename})"
         if cause.errno in (errnos.EACCES, errnos.EPERM, errnos.EROFS):
             advice = "let the service's user write there, or set storage.path to a folder where it may"
             raise StoreAccessError(f"{message}; {advice}") from cause
         raise StoreError(f"{message}; set storage.path to a folder on a working disk") from cause
+
+
+def _take_lock(path: Path) -> int:
+    """Create the folder if need be and return the descriptor of its lock, held until it is closed.
+
+    Raises OSError, and StoreError where another process holds it.
+    """
+    make_folder(path)
+    for entry in (path, *path.iterdir()):
+        if not os.access(entry, os.W_OK):
+            raise PermissionError(errnos.EACCES, "no permission to write", str(entry))
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as cause:

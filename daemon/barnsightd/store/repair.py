@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from barnsightd.errors import StoreError
-from barnsightd.store.layout import DATABASE, OBSERVATIONS, SEGMENTS, parquet_files, segments
+from barnsightd.store.layout import DATABASE, OBSERVATIONS, SEGMENTS, RecordName, parquet_files, segments
 from barnsightd.store.records import Store, StoreSettings
 from barnsightd.store.sealing import read_sealed
 from barnsightd.store.segments import scan
@@ -68,7 +68,7 @@ class Report:
             f"  {'DAMAGED' if finding.damage else 'note':<9} {finding.file}: {finding.problem}"
             for finding in self.findings
         ]
-        lines.append("sound" if self.ok else "damaged: stop the service and run `barnsight db repair`")
+        lines.append("sound" if self.ok else "damaged: stop the service and, as its user, run `barnsight db repair`")
         return "\n".join(lines)
 
 
@@ -77,14 +77,17 @@ def check(path: Path) -> Report:
     if not (path / SEGMENTS).is_dir() and not (path / OBSERVATIONS).is_dir() and not (path / DATABASE).exists():
         raise StoreError(f"{path}: there is no store here; name the folder given as storage.path")
     findings: list[Finding] = []
-    observations = segment_count = sealed_count = 0
+    read: set[RecordName] = set()
+    observations = sealed_count = 0
     try:
         for name in segments(path):
             file = name.segment.as_posix()
-            content = scan((path / name.segment).read_bytes())
-            segment_count += 1
-            if not (path / name.parquet).exists():
-                observations += content.rows
+            try:
+                content = scan((path / name.segment).read_bytes())
+            except FileNotFoundError:  # sealed since it was listed
+                continue
+            read.add(name)
+            observations += content.rows
             if content.damaged_spans:
                 problem = f"{content.damaged_bytes} bytes in {content.damaged_spans} places cannot be read"
                 findings.append(Finding(file, problem, damage=True))
@@ -92,16 +95,21 @@ def check(path: Path) -> Report:
                 problem = f"{content.torn_bytes} bytes of an unfinished record at its end"
                 findings.append(Finding(file, problem, damage=False))
         for name in parquet_files(path):
-            sealed_count += 1
             try:
-                observations += len(read_sealed(path / name.parquet))
+                rows = len(read_sealed(path / name.parquet))
+            except FileNotFoundError:  # evicted since it was listed
+                continue
             except (pa.ArrowInvalid, OSError) as error:
                 reason = str(error).splitlines()[0]
                 findings.append(Finding(name.parquet.as_posix(), f"cannot be read: {reason}", damage=True))
+                rows = 0
+            sealed_count += 1
+            if name not in read:
+                observations += rows
         findings.extend(_check_database(path))
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error}; run as the service's user or check the disk") from error
-    return Report(str(path), segment_count, sealed_count, observations, tuple(findings))
+    return Report(str(path), len(read), sealed_count, observations, tuple(findings))
 
 
 def repair(path: Path) -> Report:

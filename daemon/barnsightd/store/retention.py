@@ -28,7 +28,7 @@ class Kind:
 def evict(kinds: Sequence[Kind], short_bytes: int) -> Iterator[Path]:
     """Delete until every kind is within its quota and `short_bytes` are freed as far as kinds give way.
 
-    Yields each path once it is deleted; raises StoreWriteError.
+    Yields each path once it is deleted and no longer counted; raises StoreWriteError.
     """
     for kind in kinds:
         over_quota = kind.used_bytes - kind.quota_bytes
@@ -37,10 +37,10 @@ def evict(kinds: Sequence[Kind], short_bytes: int) -> Iterator[Path]:
             with writing("retention", path):
                 size = path.stat().st_size
                 path.unlink()
-            yield path
             kind.used_bytes -= size
             short_bytes -= size
             excess -= size
+            yield path
             if excess <= 0:
                 break
 

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -38,7 +39,7 @@ class Writer:
         """`on_error(op, errno)` learns, on the writer thread, of each time that the disk refused something."""
         self._store = store
         self._on_error = on_error
-        self._queue: queue.Queue[tuple[Observation, ...]] = queue.Queue(capacity_frames)
+        self._queue: queue.Queue[tuple[tuple[Observation, ...], int]] = queue.Queue(capacity_frames)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._failing: set[tuple[str, int]] = set()
@@ -62,7 +63,7 @@ class Writer:
     def submit(self, observations: tuple[Observation, ...]) -> bool:
         """Queue a frame's observations without waiting; False where there is no room and they are dropped."""
         try:
-            self._queue.put_nowait(observations)
+            self._queue.put_nowait((observations, time.monotonic_ns()))
         except queue.Full:
             return False
         return True
@@ -76,19 +77,24 @@ class Writer:
         return self._store.usage()
 
     def stop(self, deadline_s: float) -> bool:
-        """Write what is queued, flush and close; whether all of it was done within `deadline_s`."""
+        """Write what is queued, flush and close; whether all of it was done within `deadline_s`.
+
+        Raises what ended the writer, also where that is the last flush: `usage` then counts what was lost.
+        """
         self._stopping.set()
         self._thread.join(deadline_s)
-        return not self._thread.is_alive() and self.fatal is None
+        if self.fatal is not None:
+            raise self.fatal
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._take_one()
+                self._take_queued()
                 self._report(self._store.maintain())
                 self.progress_monotonic_ns = time.monotonic_ns()
             while not self._queue.empty():
-                self._store.append(self._queue.get_nowait())
+                self._store.append(*self._queue.get_nowait())
             self._store.close()
         except StoreWriteError as fault:
             self._on_error(fault.op, fault.errno)
@@ -98,14 +104,17 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, the owner has to learn of it
             self._end_with(BarnsightError(f"the writer failed: {error!r}; run `barnsight db check`"))
 
-    def _take_one(self) -> None:
+    def _take_queued(self) -> None:
+        """Wait a moment for a frame and take all that are there, so that the queue is empty when a seal begins."""
         if self._store.full:
             self._stopping.wait(TICK_S)
             return
-        try:
-            self._store.append(self._queue.get(timeout=TICK_S))
-        except queue.Empty:
-            return
+        with suppress(queue.Empty):
+            self._store.append(*self._queue.get(timeout=TICK_S))
+        waiting = self._queue.qsize()
+        while waiting and not self._store.full:
+            self._store.append(*self._queue.get_nowait())
+            waiting -= 1
 
     def _report(self, faults: tuple[StoreWriteError, ...]) -> None:
         """Count every fault, log each kind once, and once that all is well again."""
