@@ -1,7 +1,8 @@
 """The one file that chooses implementations, and the order in which they start and stop.
 
 Start: admission, engines, store, writer, metrics, HTTP, inference, cameras, ready. Stop, each step with its deadline:
-cameras, inference, writer (flush and fsync), HTTP, engines. Whatever fails on the way up takes down what stood.
+cameras, inference, sessions, writer (flush and fsync), HTTP, engines. Whatever fails on the way up takes down what
+stood.
 """
 
 from __future__ import annotations
@@ -108,8 +109,11 @@ class Service:
             self._undo = undo.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Take everything down. Raises what ended a thread meanwhile, such as a last flush that failed."""
         self._undo.close()
+        if error is None:
+            self._raise_fatal()
 
     def _start(self, undo: contextlib.ExitStack) -> None:
         """Bring everything up; `undo` learns how to take each thing down, in the opposite order."""
@@ -152,6 +156,7 @@ class Service:
             tracker=self._models.tracker,
             model_set=self._models.hash,
             number_session=store.begin_session,
+            session_ended=store.end_session,
             clock_ns=time.perf_counter_ns,
         )
         self._scheduler = Scheduler(
@@ -164,6 +169,7 @@ class Service:
                 "writer": Progress(lambda: self._writer.progress_monotonic_ns, PROGRESS_LIMIT_S),
             },
         )
+        undo.callback(self._pipeline.end_sessions)
         undo.callback(stop_within, "inference", self._scheduler.stop, INFERENCE_STOP_S)
         self._scheduler.start()
         undo.callback(self._slots.close)
@@ -217,11 +223,9 @@ class Service:
     def keep_house(self) -> None:
         """Refresh the figures that nobody pushes, and shed load where memory is short.
 
-        Raises what ended the inference thread or the writer.
+        Raises what ended the inference threads or the writer.
         """
-        for thread in (self._scheduler, self._writer):
-            if thread.fatal:
-                raise thread.fatal
+        self._raise_fatal()
         self._metrics.queue("store", self._writer.queue_length)
         self._metrics.storage(self._writer.usage())
         pressure = self._budget.pressure()
@@ -231,17 +235,26 @@ class Service:
             self._pipeline.keeps_masks = pressure.keeps_masks
             self._scheduler.stride = pressure.frame_stride
 
+    def _raise_fatal(self) -> None:
+        for thread in (self._scheduler, self._writer):
+            if thread.fatal:
+                raise thread.fatal
+
     def reload(self, path: Path) -> None:
         """Apply what changed in the cameras' files; a file that is wrong changes nothing."""
         try:
-            config = load_config(path)
+            written = load_config(path)
+            config = in_force(self._config, written)
             settings = camera_settings(config, self._models)
         except (BarnsightError, ModelSetMismatchError) as error:
             log.error("reload refused, everything goes on as it was", reason=str(error))
             return
-        changes = diff(self._config, config)
+        changes = diff(self._config, written)
         going = {name: self._cameras.pop(name) for name in (*changes.removed, *changes.changed)}
         self._stop_cameras(going)
+        for name in going:
+            self._metrics.down(name, "reload")
+            self._end_session(name)
         names = [camera.name for camera in config.cameras]
         self._metrics.set_cameras(names)
         self._board.set_cameras(names)
@@ -260,7 +273,14 @@ class Service:
         camera.start()
 
     def _end_session(self, camera: str) -> None:
-        self._scheduler.between_frames(functools.partial(self._pipeline.end_session, camera))
+        """End the camera's session as of now; on the inference thread, so that no frame comes between."""
+        until_ns = time.monotonic_ns()
+
+        def end() -> None:
+            self._pipeline.end_session(camera, until_ns)
+            self._metrics.session_ended(camera)
+
+        self._scheduler.between_frames(end)
 
     @staticmethod
     def _stop_cameras(cameras: dict[str, Camera]) -> None:
@@ -310,6 +330,12 @@ class CameraEvents:
         """See `CameraListener`; what comes after is another session, with numbers of its own."""
         self._metrics.down(camera, reason)
         self._end_session(camera)
+
+
+def in_force(running: Config, written: Config) -> Config:
+    """What a reload from `running` to `written` leaves in force: the rest of the site waits for a restart."""
+    site = running.site.model_copy(update={"log_level": written.site.log_level})
+    return replace(written, site=site)
 
 
 def camera_settings(config: Config, models: ModelSet) -> dict[str, CameraSettings]:

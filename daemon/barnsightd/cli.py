@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from barnsight_engines.errors import EngineError
 from barnsight_engines.manifest import BUILT, RUNTIMES
-from barnsightd.config import CameraConfig, Credentials, SiteConfig, SourceAddress, check_references, load_config, mask
+from barnsightd.config import (
+    CameraConfig,
+    Credentials,
+    IngestConfig,
+    SiteConfig,
+    SourceAddress,
+    check_references,
+    load_config,
+    mask,
+)
 from barnsightd.errors import BarnsightError, ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -207,17 +216,19 @@ def _config_schema(args: argparse.Namespace) -> int:
 
 
 def _camera_probe(args: argparse.Namespace) -> int:
-    address = _probe_address(args.source, args.credential, args.config)
+    if "://" not in args.source and not Path(args.source).exists():
+        camera = load_config(args.config).camera(args.source)
+        address, ingest = camera.source, camera.ingest
+    else:
+        address, ingest = _probe_address(args.source, args.credential, args.config), IngestConfig()
     from barnsightd.ingest.probe import probe
 
-    print(probe(address.reveal(), args.timeout))
+    print(probe(address, args.timeout, ingest))
     return os.EX_OK
 
 
 def _probe_address(source: str, credential: str | None, config: Path) -> SourceAddress:
     """The address to try; a password on the command line would be visible to every user of the machine."""
-    if "://" not in source and not Path(source).exists():
-        return load_config(config).camera(source).source
     if mask(source) != source:
         raise UsageError(
             f"the address {mask(source)} holds credentials, which `ps` shows to everyone; "

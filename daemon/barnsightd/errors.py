@@ -3,10 +3,11 @@
     BarnsightError                      70  internal error
     ├── UsageError                      64  the command line is wrong
     ├── ConfigError                     78  the configuration is wrong
+    ├── MachineError                    69  the machine lacks what was asked of it
     ├── SourceError                     69  a camera, server or file cannot be read as video
     │   ├── SourceMissingError          66  the file or folder is not there
     │   ├── SourceDataError             65  it is there, and it is not video
-    │   └── SourceAccessError           77  wrong or missing credentials
+    │   └── SourceAccessError           77  wrong or missing credentials, or no permission
     ├── PublishError                    69  the web address cannot be opened
     └── StoreError                      74  the store cannot be read or written
         ├── StoreAccessError            77  no permission
@@ -40,6 +41,12 @@ class ConfigError(BarnsightError):
     exit_code = os.EX_CONFIG
 
 
+class MachineError(BarnsightError):
+    """The machine has not the room that the configuration asks for."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
 class SourceError(BarnsightError):
     """A camera, stream or file cannot be opened or went silent."""
 
@@ -59,7 +66,7 @@ class SourceDataError(SourceError):
 
 
 class SourceAccessError(SourceError):
-    """The camera refused the credentials."""
+    """The camera refused the credentials, or the file may not be read."""
 
     exit_code = os.EX_NOPERM
 

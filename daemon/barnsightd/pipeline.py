@@ -2,7 +2,7 @@
 
 It comes in two halves, so that the next frame can be encoded while this one is followed: `encode` touches nothing but
 the encoder, `follow` owns the rest. Everything that differs between machines is handed in by `app`: the engines, the
-settings per camera, a stopwatch, and what numbers a session.
+settings per camera, a stopwatch, and who keeps the book of sessions.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class _OpenSession:
     number: int
     ends_ns: int
     masks_due_ns: int
+    last_captured_ns: int
     frames_since_look: int = 0
 
 
@@ -109,12 +110,14 @@ class Pipeline:
         tracker: MemoryTracker | None = None,
         model_set: str,
         number_session: Callable[[str, int], int],
+        session_ended: Callable[[str, int, int], None],
         clock_ns: Callable[[], int],
     ) -> None:
         """Take the engines and the settings of each camera by name.
 
-        `number_session(camera, started_ns)` names a new session; `clock_ns` only measures the stages. Set
-        `keeps_masks` to False to shed the cost of masks in the records.
+        `number_session(camera, started_ns)` names a new session; `session_ended(camera, number, ended_ns)` learns when
+        its last frame was captured, on the thread that ends it. `clock_ns` only measures the stages. Set `keeps_masks`
+        to False to shed the cost of masks in the records.
         """
         self._encoder = encoder
         self._detector = detector
@@ -122,9 +125,11 @@ class Pipeline:
         self._tracker = tracker
         self._model_set = model_set
         self._number_session = number_session
+        self._session_ended = session_ended
         self._clock_ns = clock_ns
         self._open: dict[str, _OpenSession] = {}
         self._ended: dict[str, tuple[Tracklet, ...]] = {}  # by sessions that are over, until the camera's next frame
+        self._over_ns: dict[str, int] = {}  # frames up to here belong to sessions that are over
         self.keeps_masks = True
 
     def encode(self, frame: Frame) -> Encoded:
@@ -135,10 +140,13 @@ class Pipeline:
         return Encoded(frame, features, watch.laps_ns["encoder"])
 
     def follow(self, encoded: Encoded) -> FrameResult | None:
-        """The second half, all the way to the records; None where the frame's camera has been taken out meanwhile."""
+        """The second half, all the way to the records.
+
+        None where the frame's camera has been taken out meanwhile, or the session that it belonged to was ended.
+        """
         frame = encoded.frame
         settings = self._cameras.get(frame.camera)
-        if settings is None:
+        if settings is None or frame.monotonic_ns <= self._over_ns.get(frame.camera, -1):
             return None
         opened = self._session_of(frame, settings)
         height, width = frame.image.shape[:2]
@@ -168,28 +176,44 @@ class Pipeline:
         """Take new settings; a camera that changed or went away starts over with an empty session."""
         for name in list(self._open):
             if cameras.get(name) != self._cameras[name]:
-                self.end_session(name)
+                self._close_session(name)
         self._cameras = dict(cameras)
         self._ended = {name: tracklets for name, tracklets in self._ended.items() if name in cameras}
+        self._over_ns = {name: over_ns for name, over_ns in self._over_ns.items() if name in cameras}
 
-    def end_session(self, camera: str) -> None:
-        """End the camera's tracks: its next frame opens a new session, and hands over what this one leaves."""
+    def end_session(self, camera: str, until_ns: int) -> None:
+        """End the camera's session as of `until_ns` (monotonic): frames up to then still on their way are lost.
+
+        The first frame after it opens a new session, and hands over what this one leaves.
+        """
+        self._over_ns[camera] = until_ns
+        self._close_session(camera)
+
+    def end_sessions(self) -> None:
+        """End every session: nothing more will come."""
+        for camera in list(self._open):
+            self._close_session(camera)
+
+    def _close_session(self, camera: str) -> None:
         opened = self._open.pop(camera, None)
         if opened is not None:
             self._ended[camera] = opened.session.end()
+            self._session_ended(camera, opened.number, opened.last_captured_ns)
 
     def _session_of(self, frame: Frame, settings: CameraSettings) -> _OpenSession:
         opened = self._open.get(frame.camera)
         if opened is None or frame.monotonic_ns >= opened.ends_ns:
-            self.end_session(frame.camera)
+            self._close_session(frame.camera)
             number = self._number_session(frame.camera, frame.captured_ns)
             opened = _OpenSession(
                 session=Session(settings.tracking, session=number, memory=self._new_memory(settings)),
                 number=number,
                 ends_ns=frame.monotonic_ns + settings.session_ns,
                 masks_due_ns=frame.monotonic_ns,
+                last_captured_ns=frame.captured_ns,
             )
             self._open[frame.camera] = opened
+        opened.last_captured_ns = frame.captured_ns
         return opened
 
     def _new_memory(self, settings: CameraSettings) -> MemoryPropagator | None:

@@ -127,6 +127,7 @@ def make_pipeline(models: ModelSet, species: str, fps: float) -> Pipeline:
         tracker=models.tracker,
         model_set=models.hash,
         number_session=lambda _camera, _started_ns: 1,
+        session_ended=lambda _camera, _number, _ended_ns: None,
         clock_ns=time.perf_counter_ns,
     )
 

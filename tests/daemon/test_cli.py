@@ -100,9 +100,15 @@ def test_the_database_commands_take_the_configured_store(
 class TestProbe:
     """A camera is probed by name, or by an address whose password is not on the command line."""
 
-    def test_a_configured_camera_brings_its_credential(self, called: list[tuple[Any, ...]], site: Path) -> None:
+    def test_a_configured_camera_brings_its_credential_and_ingest(
+        self, called: list[tuple[Any, ...]], site: Path
+    ) -> None:
+        with (site.parent / "cameras.d/pen-3.yaml").open("a") as pen:
+            pen.write("ingest: {transport: udp}\n")
         assert cli.main(["camera", "probe", "pen-3", "--config", str(site)]) == 0
-        assert called == [("probe", "rtsp://admin:S3cret%2Fw@10.0.0.13/s", 10.0, {})]
+        ((_, source, timeout_s, ingest, _),) = called
+        assert (source.reveal(), timeout_s) == ("rtsp://admin:S3cret%2Fw@10.0.0.13/s", 10.0)
+        assert ingest.transport == "udp"
 
     @pytest.mark.parametrize("credential", ["pen-3", "{folder}/credentials/pen-3"])
     def test_an_address_takes_a_credential_by_name_or_file(
@@ -110,7 +116,8 @@ class TestProbe:
     ) -> None:
         options = ["--credential", credential.format(folder=site.parent), "--config", str(site), "--timeout", "3"]
         assert cli.main(["camera", "probe", "rtsp://h/s", *options]) == 0
-        assert called == [("probe", "rtsp://admin:S3cret%2Fw@h/s", 3.0, {})]
+        ((_, source, timeout_s, _, _),) = called
+        assert (source.reveal(), timeout_s) == ("rtsp://admin:S3cret%2Fw@h/s", 3.0)
 
     def test_a_password_on_the_command_line_is_refused(
         self, called: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]

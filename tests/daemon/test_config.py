@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,17 @@ def test_a_site_needs_its_file_and_a_camera(write_site: WriteSite, tmp_path: Pat
     assert problems(site) == ["cameras.d: holds no camera; add cameras.d/<name>.yaml, one for each"]
 
 
+def test_a_folder_of_cameras_that_may_not_be_read_is_not_called_empty(
+    write_site: WriteSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    site = write_site()
+    monkeypatch.setattr(Path, "iterdir", forbidden)  # the tests may run as root, who may read everything
+    assert problems(site) == ["cameras.d: cannot be read; run as the service's user, or with sudo"]
+
+
 @settings(deadline=None, derandomize=True)
 @given(text=st.text(max_size=200))
 def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
@@ -299,6 +312,11 @@ class TestCredentials:
         ("cannot open 'rtsp://a:b/c@h/s' now", "cannot open 'rtsp://***@h/s' now"),
         ("rtsp://a:b@h/s and rtsps://c:d@h", "rtsp://***@h/s and rtsps://***@h"),
         ("rtsp://h/user=admin&password=b&channel=1", "rtsp://h/user=admin&password=***&channel=1"),
+        ("rtsp://h:554/user=admin_password=b_channel=1_stream=0.sdp", "rtsp://h:554/user=admin_password=***"),
+        ("rtsp://h/v?user_password=b&psw=c&x=1", "rtsp://h/v?user_password=***&psw=***&x=1"),
+        ("rtsp://h/v?loginuse=a&loginpas=b", "rtsp://h/v?loginuse=a&loginpas=***"),
+        ("rtsp://h/v?auth=b&access_token=c&pwd=d", "rtsp://h/v?auth=***&access_token=***&pwd=***"),
+        ("rtsp://h/a_password=${credential:pen-3}_x=1.sdp", "rtsp://h/a_password=${credential:pen-3}_x=1.sdp"),
         ("rtsp://${credential:pen-3}@h/s", "rtsp://${credential:pen-3}@h/s"),
         ("rtsp://h/s", "rtsp://h/s"),
         ("mail a@b", "mail a@b"),
@@ -306,6 +324,39 @@ class TestCredentials:
 )
 def test_masking(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("written", "credential", "said", "told"),
+    [
+        (
+            "rtsp://admin:p%40ss%2Fword@h/s",
+            "",
+            "rtsp://admin:p%40ss%2Fword@h/s refused p@ss/word, also p%40ss%2Fword",
+            "rtsp://***@h/s refused ***, also ***",
+        ),
+        (
+            "${credential:pen-3}",
+            "rtsp://192.168.1.1:7447/AbCdEfSecretToken",
+            "rtsp://192.168.1.1:7447/AbCdEfSecretToken: no AbCdEfSecretToken",
+            "rtsp://192.168.1.1:7447/***: no ***",
+        ),
+        (
+            "rtsp://h/user=a_password=${credential:pen-3}_channel=1.sdp",
+            "SEC/RET",
+            "no /user=a_password=SEC%2FRET_channel=1.sdp, no /user=a_password=SEC/RET_channel=1.sdp",
+            "no /***, no /***",
+        ),
+        ("rtsp://h/live/stream1", "", "rtsp://h/live/stream1: no stream1", "rtsp://h/live/stream1: no stream1"),
+    ],
+    ids=["a password", "a whole address", "a part of the path", "nothing"],
+)
+def test_what_an_address_hides_is_taken_out_of_what_others_say(
+    tmp_path: Path, written: str, credential: str, said: str, told: str
+) -> None:
+    (tmp_path / "pen-3").write_text(credential)
+    (tmp_path / "pen-3").chmod(0o600)
+    assert SourceAddress.parse(written, Credentials(tmp_path)).mask(said) == told
 
 
 def test_a_file_or_folder_is_a_source_too(tmp_path: Path) -> None:

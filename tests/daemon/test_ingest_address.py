@@ -19,13 +19,6 @@ def test_an_address_without_login_stays_as_it_is() -> None:
     assert (address.user, address.password) == ("", "")
 
 
-def test_it_cannot_be_printed_with_its_password() -> None:
-    address = StreamAddress.parse("rtsp://admin:hunter2@10.0.0.13/s?password=hunter3")
-    assert "hunter" not in f"{address} {address!r}"
-
-
-def test_no_spelling_of_the_password_survives_in_a_message() -> None:
-    address = StreamAddress.parse("rtsp://admin:p%40ss%2Fword@10.0.0.13/s")
-    said = "rtsp://admin:p%40ss%2Fword@10.0.0.13/s refused p@ss/word, also p%40ss%2Fword"
-
-    assert address.mask(said) == "rtsp://***@10.0.0.13/s refused ***, also ***"
+def test_it_cannot_be_printed() -> None:
+    address = StreamAddress.parse("rtsp://admin:hunter2@10.0.0.13/AbCdEfSecretToken")
+    assert f"{address} {address!r}" == "StreamAddress(***) StreamAddress(***)"

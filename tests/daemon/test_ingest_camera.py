@@ -199,6 +199,13 @@ def test_the_status_tells_what_the_camera_sends(barn: Barn) -> None:
     assert status.fps == pytest.approx(2)
 
 
+def test_a_connection_that_is_gone_sends_nothing(barn: Barn) -> None:
+    barn.play(ScriptedStream(frames(0), passes(barn.clock, 0.5), frames(0.5), fails("unauthorized")))
+    barn.listener.wait_for("reconnecting")
+
+    assert barn.camera.status.fps == 0
+
+
 def test_a_damaged_frame_counts_as_life_and_goes_no_further(barn: Barn) -> None:
     barn.play(ScriptedStream(lambda sink: sink.damaged()))
     barn.listener.wait_for("up")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from barnsightd.errors import SourceDataError, SourceMissingError
+from barnsightd.errors import SourceAccessError, SourceDataError, SourceMissingError
 from barnsightd.ingest.files import Timeline, read_frames
 from barnsightd.ingest.gst import gstreamer
 
@@ -94,6 +96,16 @@ def test_a_gif_plays_at_the_pace_of_its_frames() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceMissingError, match=r"no-such-clip\.mp4 does not exist"):
         next(read_frames(tmp_path / "no-such-clip.mp4", camera="pen-1"))
+
+
+def test_a_file_that_may_not_be_read_is_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)  # the tests may run as root, who may read everything
+    with pytest.raises(SourceAccessError, match=r"clip\.mp4 may not be read; give") as refused:
+        next(read_frames(clip, camera="pen-1"))
+    assert refused.value.exit_code == 77
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video\n" * 100, bytes(range(256)) * 64])

@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from barnsight_engines.certificate import Parity
-from barnsightd.publish.metrics import FPS_WINDOW_NS, Metrics, Rate
+from barnsightd.publish.metrics import Metrics
+from barnsightd.publish.rate import WINDOW_NS, Rate
 from barnsightd.runtime.jetson import BoardCollector
 from barnsightd.store.records import StoreUsage
 from barnsightd.types import Frame, FrameResult
@@ -100,6 +101,8 @@ def test_a_frame_is_followed_from_the_decoder_to_its_records(registry: Collector
 
     metrics.down("pen-1", "silence")
     assert value("barnsight_camera_up", camera="pen-1") == 0
+    assert value("barnsight_tracks_active", camera="pen-1") == 3
+    metrics.session_ended("pen-1")
     assert value("barnsight_tracks_active", camera="pen-1") == 0
     assert value("barnsight_tracks_waiting", camera="pen-1") == 0
 
@@ -138,20 +141,20 @@ def test_what_still_comes_of_a_removed_camera_brings_no_series_back(
     metrics.frame_dropped("pen-1", "rate")
     metrics.reconnecting("pen-1", "eos", 1.0)
     metrics.down("pen-1", "eos")
+    metrics.session_ended("pen-1")
     metrics.frame_done(result("pen-1"), age_s=0.1)
     assert 'camera="pen-1"' not in generate_latest(registry).decode()
 
 
-def test_the_rate_is_that_of_the_last_seconds() -> None:
-    now_ns = 0
-    rate = Rate(lambda: now_ns)
-    assert rate.per_second() == 0
-    for _ in range(20):
-        rate.tick()
-        now_ns += 100_000_000
-    assert rate.per_second() == pytest.approx(10)
-    now_ns += FPS_WINDOW_NS + 1
-    assert rate.per_second() == 0
+def test_the_rate_is_that_of_the_last_ten_seconds() -> None:
+    rate, second_ns = Rate(), 1_000_000_000
+    assert rate.per_second(0) == 0
+    for event in range(21):
+        rate.tick(event * second_ns // 10)
+    assert rate.per_second(2 * second_ns) == pytest.approx(10)  # two seconds after its begin, not ten
+    assert rate.per_second(8 * second_ns) == pytest.approx(2.5)
+    assert rate.per_second(11 * second_ns) == pytest.approx(1.0)
+    assert rate.per_second(2 * second_ns + WINDOW_NS) == 0
 
 
 def test_the_store_and_the_engines_show_what_they_are(registry: CollectorRegistry, metrics: Metrics) -> None:

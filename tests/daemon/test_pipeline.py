@@ -27,6 +27,7 @@ class OnePig:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, float | None]] = []
+        self.ended: list[tuple[str, int, int]] = []  # camera, number and last frame of sessions that are over
 
     def encode(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         return painted(np.ones((GRID, GRID), np.float32))
@@ -56,6 +57,7 @@ def make_pipeline(settings: CameraSettings = SETTINGS, tracker: MemoryTracker | 
         tracker=tracker,
         model_set="abc",
         number_session=lambda camera, started_ns: next(numbers),
+        session_ended=lambda *session: pig.ended.append(session),
         clock_ns=lambda: next(ticks),
     )
     return pipeline, pig
@@ -111,8 +113,31 @@ def test_a_session_that_is_over_is_followed_by_an_empty_one() -> None:
 def test_a_session_that_is_ended_is_followed_by_another_one() -> None:
     pipeline, _ = make_pipeline()
     assert step(pipeline, make_frame(0, 0.0)).observations[0].session == 1
-    pipeline.end_session("pen")
+    pipeline.end_session("pen", until_ns=0)
     assert step(pipeline, make_frame(1, 0.2)).observations[0].session == 2
+
+
+def test_a_frame_that_was_on_its_way_when_its_session_ended_opens_no_other() -> None:
+    pipeline, _ = make_pipeline()
+    step(pipeline, make_frame(0, 0.0))
+    late = pipeline.encode(make_frame(1, 0.2))
+    pipeline.end_session("pen", until_ns=round(0.2 * S))
+    assert pipeline.follow(late) is None
+    back = step(pipeline, make_frame(2, 600.0))
+    assert back.observations[0].session == 2
+    assert [(left.session, left.end) for left in back.tracklets] == [(1, TrackletEnd.SESSION)]
+
+
+def test_a_session_ends_with_its_last_frame_whatever_ends_it() -> None:
+    pipeline, pig = make_pipeline(replace(SETTINGS, session_ns=1 * S))
+    frames = [make_frame(i, i / 5) for i in range(8)]
+    for frame in frames:
+        step(pipeline, frame)  # the sixth is of the next session
+    pipeline.end_session("pen", until_ns=frames[-1].monotonic_ns)
+    step(pipeline, make_frame(8, 100.0))
+    pipeline.end_sessions()
+    last = make_frame(8, 100.0).captured_ns
+    assert pig.ended == [("pen", 1, frames[4].captured_ns), ("pen", 2, frames[7].captured_ns), ("pen", 3, last)]
 
 
 def test_a_changed_camera_starts_over_and_an_unchanged_one_goes_on() -> None:
@@ -133,7 +158,7 @@ def test_the_detector_looks_at_every_third_frame_and_first_at_a_sessions_first()
         sources.append(result.tracks[0].source.value)
     assert looks == [1, 1, 1, 2, 2]
     assert sources == ["detected", "propagated", "propagated", "detected", "propagated"]
-    pipeline.end_session("pen")
+    pipeline.end_session("pen", until_ns=0)
     step(pipeline, make_frame(5, 1.0))
     assert len(pig.asked) == 3
 
@@ -141,7 +166,7 @@ def test_the_detector_looks_at_every_third_frame_and_first_at_a_sessions_first()
 def test_what_a_session_leaves_comes_with_the_cameras_next_frame() -> None:
     pipeline, _ = make_pipeline()
     assert [step(pipeline, make_frame(i, i / 5)).tracklets for i in range(3)] == [()] * 3
-    pipeline.end_session("pen")
+    pipeline.end_session("pen", until_ns=0)
     (left,) = step(pipeline, make_frame(3, 0.6)).tracklets
     assert (left.session, left.track, left.detections, left.end) == (1, 1, 3, TrackletEnd.SESSION)
     assert step(pipeline, make_frame(4, 0.8)).tracklets == ()

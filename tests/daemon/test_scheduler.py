@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from barnsight_engines.errors import EngineError
 from barnsightd.runtime.scheduler import MAX_FAILURES_IN_A_ROW, Scheduler
 from barnsightd.types import Frame, FrameResult
 
@@ -137,6 +139,25 @@ def test_one_bad_frame_is_reported_and_the_next_one_goes_through(half: str) -> N
     assert scheduler.stop(WAIT_S)
     assert ends.delivered == [0, 2]
     assert ends.dropped == [(1, "failed")]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "has_traceback"),
+    [(KeyError("x"), "KeyError: 'x'", True), (EngineError("out of memory"), "EngineError: out of memory", False)],
+)
+def test_a_bug_is_logged_with_its_traceback_and_an_engines_fault_without(
+    error: Exception, told: str, has_traceback: bool
+) -> None:
+    def fail(frame: Frame) -> FrameResult:
+        raise error
+
+    with capture_logs() as logs:
+        scheduler, ends = run(Frames(1), follow=fail)
+        assert ends.wait(1)
+        assert scheduler.stop(WAIT_S)
+    (entry,) = [entry for entry in logs if entry["event"] == "frame failed"]
+    assert entry["error"] == told
+    assert bool(entry["exc_info"]) == has_traceback
 
 
 def test_an_engine_that_keeps_failing_ends_the_threads_with_the_reason() -> None:

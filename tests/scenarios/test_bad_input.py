@@ -215,6 +215,14 @@ def test_a_camera_that_nobody_answers_for(folder: Path) -> None:
     assert "127.0.0.1:9/pen" in refused(text)
 
 
+def test_an_address_that_is_a_secret_as_a_whole(folder: Path) -> None:
+    (folder / "cameras.d/pen-3.yaml").write_text(re.sub("source: .*", "source: ${credential:pen-3}", PEN))
+    (folder / "credentials/pen-3").write_text(f"rtsp://127.0.0.1:9/{PASSWORD}\n")
+    code, text = barnsight("camera", "probe", "pen-3", "--timeout", "5", "--config", folder / "barnsight.yaml")
+    assert code == 69
+    assert refused(text).startswith("${credential:pen-3} cannot connect")
+
+
 def test_a_camera_that_refuses_the_password(folder: Path) -> None:
     credential = ("--credential", folder / "credentials/pen-3", "--timeout", "10")
     with rtsp_server("--login", "admin:another") as url:

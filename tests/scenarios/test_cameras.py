@@ -257,7 +257,7 @@ def test_a_codec_that_is_not_supported_is_named(serve: Serve, follow: Follow) ->
 def test_a_probe_describes_a_camera(serve: Serve) -> None:
     server = serve("--fps", "15")
 
-    result = probe(server.url, timeout_s=PATIENCE_S)
+    result = probe(SourceAddress.parse(server.url), PATIENCE_S, IngestConfig())
 
     assert (result.codec, result.width, result.height, result.decoder) == ("H.264", 320, 240, "avdec_h264")
     assert result.fps == pytest.approx(15, abs=3)
@@ -278,7 +278,7 @@ def test_a_probe_says_what_is_wrong(serve: Serve, tmp_path: Path) -> None:
         (str(tmp_path / "no-such.mp4"), SourceMissingError, "does not exist"),
     ):
         with pytest.raises(SourceError, match=words) as caught:
-            probe(source, timeout_s=PATIENCE_S)
+            probe(SourceAddress.parse(source), PATIENCE_S, IngestConfig())
         assert type(caught.value) is error
         assert "admin" not in str(caught.value)
 
@@ -287,7 +287,7 @@ def test_a_probe_gives_up_on_a_server_that_hangs(serve: Serve) -> None:
     server = serve()
     server.send(signal.SIGSTOP)
     with pytest.raises(SourceError, match="no frame within 1 s; nothing arrives"):
-        probe(server.url, timeout_s=1)
+        probe(SourceAddress.parse(server.url), 1, IngestConfig())
 
 
 def test_a_file_plays_as_a_camera_in_a_loop(serve: Serve, follow: Follow, tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ from pydantic_core import CoreSchema, core_schema
 _CREDENTIAL = re.compile(r"\$\{credential:([A-Za-z0-9][A-Za-z0-9._-]*)\}")
 _REFERENCED_USERINFO = re.compile(rf"(?:[^:@/]+:)?{_CREDENTIAL.pattern}")
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)(\S{0,4200})@")
-_SECRET_PARAMETER = re.compile(r"(?i)\b((?:pass(?:word|wd)?|pwd|token|secret)=)(?!\$\{credential:)[^&\s\"';/]+")
+# Cameras glue such parameters to others: /user=admin_password=XYZ_channel=1_stream=0.sdp
+_SECRET_PARAMETER = re.compile(
+    r"(?i)((?:pas(?:s|swor[dt]|swd)?|psw|pwd|auth|token|secret)=)(?!\$\{credential:)[^&\s\"';/]+"
+)
+_TELLING_CHARACTERS = 4
 _STREAM_SCHEMES = ("rtsp", "rtsps")
 _CREDENTIAL_MAX_BYTES = 4096
 
@@ -92,7 +96,7 @@ def _one_line(path: Path, content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SourceAddress:
-    """A camera's address. `str` and `repr` are masked; only `reveal()` gives the credentials away."""
+    """A camera's address. `str` and `repr` are as configured and masked; only `reveal()` gives the credentials away."""
 
     _written: SecretStr
     _revealed: SecretStr
@@ -131,6 +135,24 @@ class SourceAddress:
     def has_inline_password(self) -> bool:
         """Whether the password is written in the configuration file itself."""
         return mask(self._written.get_secret_value()) != self._written.get_secret_value()
+
+    def mask(self, text: str) -> str:
+        """`text` without what `str` hides: every login, this address's password, what credentials put into its path."""
+        for secret in sorted(self._secrets(), key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return mask(text)
+
+    def _secrets(self) -> set[str]:
+        """The parts of a stream's address that must not be told, in every spelling."""
+        if self.path is not None:
+            return set()
+        parts, shown = urlsplit(self.reveal()), str(self)
+        password = parts.netloc.rpartition("@")[0].partition(":")[2]
+        tail = parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")
+        # What is shorter is no secret, and would be found in every other word.
+        telling = [part for part in (tail, *re.split(r"[/?&]", tail)) if len(part) >= _TELLING_CHARACTERS]
+        secrets = {password, *(part for part in telling if part not in shown)} - {""}
+        return {spelling for part in secrets for spelling in (part, unquote(part), quote(unquote(part), safe=""))}
 
     def __str__(self) -> str:
         return mask(self._written.get_secret_value())

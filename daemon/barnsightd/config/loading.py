@@ -84,7 +84,13 @@ def load_config(path: Path) -> Config:
     folder = path.absolute().parent
     credentials = Credentials.beside(folder)
     site_file, site, problems = _read(ConfigFile(path, path.name), SiteConfig, credentials)
-    paths = sorted(file for file in (folder / "cameras.d").glob("*") if not file.name.startswith("."))
+    paths: list[Path] = []
+    try:
+        paths = sorted(file for file in (folder / "cameras.d").iterdir() if not file.name.startswith("."))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(Problem("cameras.d", 0, "", _unreadable(error)))
     cameras: list[CameraConfig] = []
     files = [site_file]
     warnings: list[Problem] = []
@@ -100,7 +106,7 @@ def load_config(path: Path) -> Config:
             files.append(file)
             problems.extend(_rules(camera, file))
             warnings.extend(_advice(camera, file))
-    if not paths and site is not None:
+    if not paths and not problems:
         problems.append(Problem("cameras.d", 0, "", "holds no camera; add cameras.d/<name>.yaml, one for each"))
     if len(paths) > _MAX_CAMERAS:
         problems.append(Problem("cameras.d", 0, "", f"holds {len(paths)} cameras; the most is {_MAX_CAMERAS}"))
@@ -141,7 +147,7 @@ def _read(
         where = Problem(str(file.path.absolute()), 0, "", "does not exist; name the site file with --config")
         return file, None, [where]
     except OSError as error:
-        return file, None, [file.problem((), f"cannot be read: {error.strerror}")]
+        return file, None, [file.problem((), _unreadable(error))]
     except DocumentError as error:
         return file, None, [Problem(file.name, error.line, "", str(error))]
     file = ConfigFile(file.path, file.name, document.lines)
@@ -154,6 +160,12 @@ def _read(
         # What is wrong inside a group makes the group wrong: told once, where it is.
         problems = [_problem(file, schema, details) for details in found if details["loc"] not in inside]
         return file, None, sorted(problems, key=lambda problem: problem.line)
+
+
+def _unreadable(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "cannot be read; run as the service's user, or with sudo"
+    return f"cannot be read: {error.strerror}"
 
 
 def _rules(camera: CameraConfig, file: ConfigFile) -> Iterator[Problem]:

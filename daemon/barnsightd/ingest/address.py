@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
-
-from barnsightd.config import mask
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StreamAddress:
-    """`location` has no credentials; `user` and `password` are decoded and may be empty."""
+    """`location` has no login, `user` and `password` are decoded and may be empty. All of it may be secret."""
 
     location: str
     user: str
@@ -24,16 +22,5 @@ class StreamAddress:
         user, _, password = login.partition(":")
         return cls(urlunsplit(parts._replace(netloc=host)), unquote(user), unquote(password))
 
-    def mask(self, text: str) -> str:
-        """`text` without this address's password, in any of its spellings, and without any other login."""
-        masked = mask(text)
-        for secret in (self.password, quote(self.password, safe="")):
-            if secret:
-                masked = masked.replace(secret, "***")
-        return masked
-
-    def __str__(self) -> str:
-        return mask(self.location)
-
     def __repr__(self) -> str:
-        return f"StreamAddress({str(self)!r})"
+        return "StreamAddress(***)"

@@ -24,7 +24,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from barnsightd.config import CameraConfig, mask
+from barnsightd.config import CameraConfig
 from barnsightd.errors import SourceError
 from barnsightd.ingest.backoff import Backoff
 from barnsightd.ingest.faults import DropReason, FaultReason, StreamError
@@ -58,7 +58,7 @@ class CameraState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """A camera at this moment; `fps` is the rate of its newest decoded frames, before thinning."""
+    """A camera at this moment; `fps` is the rate of its newest decoded frames before thinning, 0 without a stream."""
 
     camera: str
     state: CameraState
@@ -99,7 +99,7 @@ def open_stream(config: CameraConfig, sink: FrameSink) -> Stream:
     path = config.source.path
     if path is not None:
         return FilePlayback(path, config.fps, sink)
-    return RtspStream(config.source.reveal(), config.ingest, sink)
+    return RtspStream(config.source, config.ingest, sink)
 
 
 class Camera:
@@ -168,7 +168,8 @@ class Camera:
             return StreamError.of(error)
         except Exception as error:  # noqa: BLE001 - one camera's bug must not leave that camera unwatched
             # As text: a logger that shows local variables would show the camera's password.
-            self._log.error("camera failed in a way nobody foresaw", traceback=mask(traceback.format_exc()))
+            text = self._config.source.mask(traceback.format_exc())
+            self._log.error("camera failed in a way nobody foresaw", traceback=text)
             return StreamError("error", f"internal error: {type(error).__name__}; please report the log")
         return None
 
@@ -289,7 +290,7 @@ class _Connection:
         if not times_ns:
             return status
         span_s = (times_ns[-1] - times_ns[0]) / NS_PER_S
-        fps = (len(times_ns) - 1) / span_s if span_s > 0 else 0.0
+        fps = (len(times_ns) - 1) / span_s if span_s > 0 and not self._closed else 0.0
         return replace(status, last_frame_monotonic_ns=times_ns[-1], width=width, height=height, fps=fps)
 
     def close(self) -> None:

@@ -7,7 +7,8 @@ Time comes from the recording, so that the same file gives the same records each
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from barnsightd.errors import SourceDataError, SourceError, SourceMissingError
+from barnsightd.errors import SourceAccessError, SourceDataError, SourceError, SourceMissingError
 from barnsightd.ingest.faults import reason_of
 from barnsightd.ingest.gst import build, gstreamer, is_installed, set_state, to_image
 from barnsightd.ingest.pipelines import choose_decoder, file_pipeline
@@ -42,17 +43,30 @@ def read_frames(
 
     `fps` thins a video to at most that rate, and is the rate at which the pictures of a folder were taken (6 when
     left out). `start_ns` is the wall-clock time of the first frame, the file's modification time when left out.
-    `monotonic_ns` of the frames counts from 0. Raises SourceMissingError, SourceDataError or SourceError.
+    `monotonic_ns` of the frames counts from 0. Raises SourceMissingError, SourceAccessError, SourceDataError or
+    SourceError.
     """
-    if not source.exists():
-        raise SourceMissingError(f"{source} does not exist; give a video file or a folder of pictures")
-    origin_ns = source.stat().st_mtime_ns if start_ns is None else start_ns
-    pictures = _read_folder(source, fps or FOLDER_FPS) if source.is_dir() else _thin(_read_video(source), fps)
+    with _reading(source):
+        if not source.exists():
+            raise SourceMissingError(f"{source} does not exist; give a video file or a folder of pictures")
+        origin_ns = source.stat().st_mtime_ns if start_ns is None else start_ns
+        pictures = _read_folder(source, fps or FOLDER_FPS) if source.is_dir() else _thin(_read_video(source), fps)
+        try:
+            for index, (image, at_ns) in enumerate(pictures):
+                yield Frame(camera, index, origin_ns + at_ns, at_ns, image)
+        finally:
+            pictures.close()
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to read `source` into a clear error."""
     try:
-        for index, (image, at_ns) in enumerate(pictures):
-            yield Frame(camera, index, origin_ns + at_ns, at_ns, image)
-    finally:
-        pictures.close()
+        yield
+    except PermissionError as error:
+        raise SourceAccessError(f"{error.filename or source} may not be read; give this user the right to") from error
+    except OSError as error:
+        raise SourceError(f"{error.filename or source} cannot be read ({error.strerror}); look at the disk") from error
 
 
 def _thin(pictures: Generator[Picture, None, None], fps: float | None) -> Generator[Picture, None, None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from barnsightd.config import IngestConfig, mask
+from barnsightd.config import IngestConfig, SourceAddress
 from barnsightd.ingest.faults import StreamError
 from barnsightd.ingest.files import read_frames
 from barnsightd.ingest.gst import is_installed
@@ -70,16 +70,16 @@ class _Watcher:
         return ProbeResult(source, codec, width, height, fps, decoder, self.first_frame_s)
 
 
-def probe(url: str, timeout_s: float) -> ProbeResult:
-    """Watch `url` (an RTSP address with or without login, or a path) for up to 30 frames or until the time is up.
+def probe(source: SourceAddress, timeout_s: float, ingest: IngestConfig) -> ProbeResult:
+    """Watch `source` for up to 30 frames or until the time is up; a stream is received as `ingest` says.
 
     Raises SourceError where nothing answers or no frame comes within `timeout_s`, SourceAccessError for a refused
-    login, SourceMissingError for a stream or file that is not there, SourceDataError for what is no video.
+    login or file, SourceMissingError for a stream or file that is not there, SourceDataError for what is no video.
     """
-    if "://" not in url:
-        return _probe_file(Path(url))
+    if source.path is not None:
+        return _probe_file(source.path)
     try:
-        return _probe_stream(url, timeout_s)
+        return _probe_stream(source, timeout_s, ingest)
     except StreamError as fault:
         raise fault.as_error() from None
 
@@ -93,17 +93,17 @@ def _probe_file(path: Path) -> ProbeResult:
     return watcher.report(str(path), kind, choose_decoder("auto", is_installed))
 
 
-def _probe_stream(url: str, timeout_s: float) -> ProbeResult:
+def _probe_stream(source: SourceAddress, timeout_s: float, ingest: IngestConfig) -> ProbeResult:
     watcher = _Watcher()
-    stream = RtspStream(url, IngestConfig(), watcher)
+    stream = RtspStream(source, ingest, watcher)
     until_ns = watcher.started_ns + round(timeout_s * NS_PER_S)
     try:
         stream.start(STATE_CHANGE_S)
         while len(watcher.pts_ns) < FRAMES and time.monotonic_ns() < until_ns:
             stream.poll(POLL_S)
         if not watcher.size:
-            text = f"{mask(url)}: no frame within {timeout_s:g} s; {stream.explain_silence()}"
+            text = f"{source}: no frame within {timeout_s:g} s; {stream.explain_silence()}"
             raise StreamError("connect", text)
-        return watcher.report(mask(url), *stream.decoder)
+        return watcher.report(str(source), *stream.decoder)
     finally:
         stream.close(STATE_CHANGE_S)

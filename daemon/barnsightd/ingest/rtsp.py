@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import Thread
 from typing import Any
 
-from barnsightd.config import IngestConfig
+from barnsightd.config import IngestConfig, SourceAddress
 from barnsightd.errors import SourceError
 from barnsightd.ingest.address import StreamAddress
 from barnsightd.ingest.faults import FaultReason, StreamError, describe, reason_of
@@ -24,23 +24,24 @@ MAX_AGE_NS = 10 * NS_PER_S
 class RtspStream:
     """One connection to one camera; frames reach the sink on GStreamer's streaming thread."""
 
-    def __init__(self, url: str, settings: IngestConfig, sink: FrameSink) -> None:
+    def __init__(self, source: SourceAddress, settings: IngestConfig, sink: FrameSink) -> None:
         Gst = gstreamer()
-        self._address = StreamAddress.parse(url)
+        self._source = source
         self._decoder = choose_decoder(settings.decoder, is_installed)
         self._sink = sink
         self._fault: StreamError | None = None
         self._selected = False
         self._received = False
         self._closing: Thread | None = None
-        source = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
-        source.set_property("location", self._address.location)
-        source.set_property("user-id", self._address.user or None)
-        source.set_property("user-pw", self._address.password or None)
+        address = StreamAddress.parse(source.reveal())
+        receiver = build(rtsp_source(settings.transport, settings.latency_ms, settings.connect_s))
+        receiver.set_property("location", address.location)
+        receiver.set_property("user-id", address.user or None)
+        receiver.set_property("user-pw", address.password or None)
         self._pipeline: Any = Gst.Pipeline()
-        self._pipeline.add(source)
-        source.connect("select-stream", self._on_select_stream)
-        source.connect("pad-added", self._on_pad_added)
+        self._pipeline.add(receiver)
+        receiver.connect("select-stream", self._on_select_stream)
+        receiver.connect("pad-added", self._on_pad_added)
 
     @property
     def decoder(self) -> tuple[str, str]:
@@ -50,7 +51,7 @@ class RtspStream:
     def start(self, deadline_s: float) -> None:
         """Begin to connect; frames or a fault follow. Raises StreamError where GStreamer does not answer."""
         if not set_state(self._pipeline, gstreamer().State.PLAYING, deadline_s):
-            raise StreamError("error", f"{self._address}: GStreamer has not started within {deadline_s:g} s")
+            raise StreamError("error", f"{self._source}: GStreamer has not started within {deadline_s:g} s")
 
     def poll(self, timeout_s: float) -> None:
         """Wait for bad news. Raises StreamError with its text masked."""
@@ -63,7 +64,7 @@ class RtspStream:
         if message is None:
             return
         if message.type == Gst.MessageType.EOS:
-            raise StreamError("eos", f"{self._address} ended the stream; look whether the camera restarts")
+            raise StreamError("eos", f"{self._source} ended the stream; look whether the camera restarts")
         error, debug = message.parse_error()
         detail = f"{error.message} {(debug or '').rpartition(':')[2]}"
         raise self._failure(reason_of(error.domain, error.code), detail)
@@ -84,7 +85,7 @@ class RtspStream:
         return "nothing arrives; look at the camera and its network"
 
     def _failure(self, reason: FaultReason, detail: str) -> StreamError:
-        return StreamError(reason, self._address.mask(describe(reason, str(self._address), detail)))
+        return StreamError(reason, describe(reason, str(self._source), self._source.mask(detail)))
 
     def _on_select_stream(self, _source: Any, _number: int, caps: Any) -> bool:
         """The camera is asked for its first video stream alone: no sound, no metadata."""

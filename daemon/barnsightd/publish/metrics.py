@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import platform
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
@@ -28,6 +26,7 @@ from prometheus_client import (
 from barnsight_engines.certificate import Parity
 from barnsight_engines.manifest import Manifest
 from barnsightd.ingest.faults import DropReason, FaultReason
+from barnsightd.publish.rate import Rate
 from barnsightd.store.records import StoreUsage
 from barnsightd.types import FrameResult, TrackletEnd
 
@@ -41,32 +40,7 @@ STORE_OPERATIONS = ("append", "flush", "seal", "retention", "database", "set asi
 ERRNOS = ("EACCES", "EDQUOT", "EIO", "ENOSPC", "EROFS", OTHER)
 FRAME_AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
-FPS_WINDOW_NS = 10_000_000_000
-FPS_WINDOW_FRAMES = 1024
 NS_PER_S = 1_000_000_000
-
-
-class Rate:
-    """Events per second over a sliding window of bounded length; safe between threads."""
-
-    def __init__(self, clock_ns: Callable[[], int]) -> None:
-        self._clock_ns = clock_ns
-        self._lock = threading.Lock()
-        self._times_ns: deque[int] = deque(maxlen=FPS_WINDOW_FRAMES)
-
-    def tick(self) -> None:
-        """Note one event now."""
-        with self._lock:
-            self._times_ns.append(self._clock_ns())
-
-    def per_second(self) -> float:
-        """Give the events per second between the first and the last event of the window, 0 if there are none."""
-        with self._lock:
-            since_ns = self._clock_ns() - FPS_WINDOW_NS
-            times_ns = [at_ns for at_ns in self._times_ns if at_ns >= since_ns]
-        if len(times_ns) < 2 or times_ns[-1] == times_ns[0]:
-            return 0.0
-        return (len(times_ns) - 1) * NS_PER_S / (times_ns[-1] - times_ns[0])
 
 
 class Metrics:
@@ -156,7 +130,7 @@ class Metrics:
 
         self.frame_age = Histogram(
             "barnsight_frame_age_seconds",
-            "Age of a frame when its records are made, since it was decoded.",
+            "Age of a frame when its records are made, since it arrived.",
             buckets=FRAME_AGE_BUCKETS_S,
             registry=registry,
         )
@@ -262,17 +236,21 @@ class Metrics:
             self.camera_up.labels(camera).set(1)
 
     def down(self, camera: str, reason: str) -> None:  # noqa: ARG002 - listener's form
-        """Note that the camera delivers no frames; its animals are out of sight."""
+        """Note that the camera delivers no frames."""
         if camera in self._rates:
             self.camera_up.labels(camera).set(0)
-            self.tracks_active.labels(camera).set(0)
-            self.tracks_waiting.labels(camera).set(0)
+
+    def session_ended(self, camera: str) -> None:
+        """Note that nobody follows the camera's animals any more."""
+        if camera in self._rates:
+            for gauge in (self.tracks_active, self.tracks_waiting, self.session_memory):
+                gauge.labels(camera).set(0)
 
     def frame_done(self, result: FrameResult, age_s: float) -> None:
-        """Note a frame that went all the way to its records, `age_s` seconds after it was decoded."""
+        """Note a frame that went all the way to its records, `age_s` seconds after it arrived."""
         camera = result.frame.camera
         if rate := self._rates.get(camera):
-            rate.tick()
+            rate.tick(self._clock_ns())
             self.camera_frames.labels(camera, "processed").inc()
             self.tracks_active.labels(camera).set(len(result.tracks))
             self.tracks_waiting.labels(camera).set(result.waiting)
@@ -322,8 +300,8 @@ class Metrics:
                 self.engine_parity.labels(engine.role).set(min(measured))
 
     def _add(self, camera: str) -> None:
-        rate = Rate(self._clock_ns)
-        self.camera_fps.labels(camera).set_function(rate.per_second)
+        rate = Rate()
+        self.camera_fps.labels(camera).set_function(lambda: rate.per_second(self._clock_ns()))
         for gauge in self._camera_gauges:
             gauge.labels(camera)
         for end in TrackletEnd:

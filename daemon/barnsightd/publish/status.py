@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 
 from barnsightd.publish.overlay import draw, to_jpeg
+from barnsightd.publish.rate import Rate
 from barnsightd.types import FrameResult
 
 WINDOW_FRAMES = 600
-FPS_WINDOW_NS = 10_000_000_000
 NS_PER_MS = 1_000_000
-NS_PER_S = 1_000_000_000
 
 
 @dataclass(slots=True)
 class _Window:
-    """One camera's newest frames: when each was done, how old it was then, and the last result itself."""
+    """One camera's newest frames: how fast they were done, how old each was then, and the last result itself."""
 
-    done_ns: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW_FRAMES))
+    rate: Rate = field(default_factory=Rate)
     age_ns: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW_FRAMES))
     frames: int = 0
     last: FrameResult | None = None
@@ -48,7 +47,7 @@ class StatusBoard:
             if window is None:
                 return
             window.frames += 1
-            window.done_ns.append(done_monotonic_ns)
+            window.rate.tick(done_monotonic_ns)
             window.age_ns.append(done_monotonic_ns - result.frame.monotonic_ns)
             window.last = result
 
@@ -56,13 +55,11 @@ class StatusBoard:
         """Sum up one camera for `/status`; figures that need a frame are null before the first one."""
         with self._lock:
             window = self._windows[name]
-            recent_ns = [done for done in window.done_ns if now_ns - done <= FPS_WINDOW_NS]
             ages_ms = np.array(window.age_ns, np.float64) / NS_PER_MS
             last, frames = window.last, window.frames
-        span_s = (recent_ns[-1] - recent_ns[0]) / NS_PER_S if len(recent_ns) > 1 else 0.0
         return {
             "frames": frames,
-            "fps": round((len(recent_ns) - 1) / span_s, 2) if span_s else None,
+            "fps": round(window.rate.per_second(now_ns), 2) if frames else None,
             "frame_age_p50_ms": round(float(np.percentile(ages_ms, 50)), 1) if ages_ms.size else None,
             "frame_age_p95_ms": round(float(np.percentile(ages_ms, 95)), 1) if ages_ms.size else None,
             "animals": len(last.tracks) if last else None,

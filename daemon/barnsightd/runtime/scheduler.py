@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
+from barnsight_engines.errors import EngineError
 from barnsightd.errors import BarnsightError
 from barnsightd.types import Frame, FrameResult
 
@@ -138,14 +139,16 @@ class Scheduler(Generic[T]):
                 if result is not None:
                     self._deliver(result)
                 failures = 0
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:
                 failures += 1
-                log.error("frame failed", camera=frame.camera, frame=frame.index, error=str(error))
+                what = f"{type(error).__name__}: {error}"
+                bug = None if isinstance(error, EngineError) else error
+                log.error("frame failed", camera=frame.camera, frame=frame.index, error=what, exc_info=bug)
                 self._dropped(frame, "failed")
                 if failures >= MAX_FAILURES_IN_A_ROW:
                     self.fatal = BarnsightError(
                         f"{failures} frames in a row failed, the last one of camera {frame.camera!r} with: "
-                        f"{error}; run `barnsight doctor`, then look at the log above"
+                        f"{what}; run `barnsight doctor`, then look at the log above"
                     )
                     self._stopping.set()
             self._advance("inference")
