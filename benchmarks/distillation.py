@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
-from tracking import BIN, FPS, GROUPS, ROOT, SECONDS, Clip, judge, render
+from tracking import BIN, FPS, GROUPS, ROOT, SECONDS, Clip, judge, render, simulator_sha256
 
 from barnsight_engines.loader import load_model_set
 from barnsight_engines.manifest import sha256_of
@@ -154,6 +154,7 @@ def result_of(
         "source": sha256_of(row.source),
         "teacher": sha256_of(teacher) if row.source.name == STUDENT else None,
         "clips": [clip.name for clip in clips],
+        "simulator": simulator_sha256(),
         "pictures": pictures,
     }
     if kept.exists():

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from machine import describe_machine
 from numpy.typing import NDArray
+from tracking import simulator_sha256
 
 from barnsight_engines.backend import Backend
 from barnsight_engines.loader import load_model_set
@@ -83,10 +84,13 @@ def main() -> int:
 
 
 def simulate(out: Path) -> Path:
-    """Render the clip once."""
-    if not (out / "scene.json").exists():
+    """Render the clip, again where the simulator has changed."""
+    made_by = out / "simulator.sha256"
+    if not made_by.exists() or made_by.read_text() != simulator_sha256():
+        made_by.unlink(missing_ok=True)
         options = [part for key, value in PEN.items() for part in (f"--{key}", str(value))]
         subprocess.run([BIN / "barnsight-export", "simulate", *options, "--split", "test", "--out", out], check=True)
+        made_by.write_text(simulator_sha256())
     return out / "clip.mp4"
 
 

@@ -463,7 +463,7 @@ def play(frames: Sequence[Seen], settings: TrackingSettings, memory: MemoryPropa
         for track in session.step(detections, seen.at_ns, seen.features):
             x0, y0, x1, y1 = map(float, track.box_px)
             if x1 > x0 and y1 > y0:
-                marks.append(Mark(number + 1, track.track, [x0, y0, x1 - x0, y1 - y0], ignored=False))
+                marks.append(Mark(number + 1, track.track, [x0 + 1, y0 + 1, x1 - x0, y1 - y0], ignored=False))
     return marks
 
 

@@ -49,6 +49,8 @@ def main() -> int:
     with contextlib.ExitStack() as running:
         if not source:
             source = serve(simulate(), running)
+        elif "://" not in source and not source.startswith("${"):
+            source = str(Path(source).resolve())  # the configuration counts paths from its own folder
         port = free_port()
         config = write_config(source, species, port)
         print("Starting the daemon …", flush=True)
@@ -192,12 +194,13 @@ def summarize(settled: dict[str, Any], last: dict[str, Any], picture: Path | Non
 
 
 def stop(daemon: subprocess.Popen[bytes]) -> int:
-    """Ask the daemon to stop and give its exit code."""
+    """Ask the daemon to stop and give its exit code, or 1 where it hangs."""
     if daemon.poll() is None:
         daemon.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        daemon.wait(STOP_DEADLINE_S)
-    return daemon.poll() or 0
+    try:
+        return daemon.wait(STOP_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        return 1
 
 
 def end(process: subprocess.Popen[Any]) -> None:

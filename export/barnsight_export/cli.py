@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ExportError, EngineError) as error:
         return _report(error, str(error), error.exit_code, debug)
     except ModuleNotFoundError as error:
-        text = f"{error.name} is not installed; run: pip install 'barnsight[export]'"
+        text = f"{error.name} is not installed; run `make install-dev` in the clone, or `pip install '.[export]'`"
         return _report(error, text, RequirementMissingError.exit_code, debug)
     except KeyboardInterrupt:
         return 130

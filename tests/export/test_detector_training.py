@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from barnsight_export.cli import main
-from barnsight_export.errors import DataError, DataMissingError
+from barnsight_export.errors import DataError, DataMissingError, ExportError
 from barnsight_export.networks.compact import CompactConfig
-from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposer, Tokens
+from barnsight_export.networks.sam3 import Detection, DetectorConfig, Proposals, Proposer, Tokens
 from barnsight_export.networks.teacher import TeacherConfig
 from barnsight_export.networks.tinyvit import TinyViTConfig
 from barnsight_export.presets import NANO, ORIN, PRESETS, Preset
@@ -33,12 +33,15 @@ from barnsight_export.train.detector import (
 from barnsight_export.train.losses import (
     BACKGROUND,
     UNJUDGED,
+    _dense_loss,
     match_one_to_many,
     match_one_to_one,
     noise_boxes,
     outline_losses,
     overlaps,
+    presence_loss,
     prototype_losses,
+    semantic_loss,
 )
 from barnsight_export.train.muon import Muon
 from barnsight_export.train.plot import plot_log
@@ -52,6 +55,7 @@ from barnsight_export.train.samples import (
     Views,
     collate,
     find_targets,
+    resized,
 )
 from barnsight_export.train.trainer import CHECKPOINT, LOG, Budget
 from barnsight_export.train.validation import best_threshold, golden_image, validate
@@ -150,6 +154,14 @@ def test_batches_pad_to_the_fullest_picture() -> None:
     assert tuple(batch.masks.shape) == (2, 2, 24, 24)
 
 
+def test_a_resized_map_lies_where_the_resized_picture_does() -> None:
+    disk = cv2.circle(np.zeros((384, 384), np.uint8), (190, 201), 12, 1, -1)
+    image = np.repeat(255 * disk[..., None], 3, axis=2)
+    shown, ids = resized(image, disk, (256, 384))
+    drawn = shown[..., 0] > 127
+    assert (drawn & (ids > 0)).sum() / (drawn | (ids > 0)).sum() > 0.98
+
+
 # Views
 
 
@@ -220,6 +232,28 @@ def test_a_query_on_an_ignored_animal_is_not_judged() -> None:
     assert match_one_to_one(torch.zeros(1, 1, 2), boxes, batch).tolist() == [[[UNJUDGED, BACKGROUND]]]
 
 
+def test_nobody_is_told_that_an_ignored_animal_is_none() -> None:
+    batch = one_picture([(0.5, 0.5, 0.5, 0.5)], [IGNORED])
+    batch.masks[..., 4:12, 4:12] = 255
+    nowhere = torch.full((1, 16), -6.0)
+    proposed = nowhere.clone()
+    proposed[0, 10] = 4.0  # the token at its center
+    boxes = torch.full((1, 16, 4), 0.5)
+    dense = [_dense_loss(Proposals(centers, boxes, (4, 4)), batch) for centers in (nowhere, proposed)]
+    assert dense[1] <= dense[0]
+
+    ignored = batch.masks[:, 0].flatten(1) > 0
+    drawn = torch.where(ignored, 8.0, -8.0)
+    animal = torch.zeros(1, 256)
+    assert semantic_loss(drawn, animal, ~ignored) == semantic_loss(torch.full((1, 256), -8.0), animal, ~ignored)
+    assert semantic_loss(drawn, animal, torch.ones_like(ignored)) > 1
+
+    sure = torch.full((2, 1), 5.0)
+    assert presence_loss(sure, batch.kinds) == 0
+    assert presence_loss(sure, torch.tensor([[PADDING]])) > 4
+    assert presence_loss(-sure, torch.tensor([[IGNORED, TARGET]])) > 4
+
+
 def test_one_to_many_takes_at_most_four_queries_that_fit() -> None:
     batch = one_picture([(0.5, 0.5, 0.2, 0.2)], [TARGET])
     shifts = torch.tensor([0.0, 0.005, 0.01, 0.015, 0.02, 0.3])
@@ -238,6 +272,8 @@ def test_denoising_boxes_are_near_and_its_negatives_farther() -> None:
     positive = matched >= 0
     iou, _ = overlaps(denoising.boxes[0, positive], batch.boxes[0, matched[positive]])
     assert (iou > 0.2).all()
+    near, _ = overlaps(denoising.boxes[0, :, None], batch.boxes[0, :2])
+    assert near[matched == BACKGROUND].max() < iou.min()
 
 
 # Schedule
@@ -420,13 +456,13 @@ def test_a_mask_on_another_animal_costs_more_than_one_on_the_floor() -> None:
 
 def test_prototypes_ask_touching_animals_to_differ() -> None:
     masks = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]])  # (1, 2, 4): two halves of one row
-    target = torch.ones(1, 2, dtype=torch.bool)
+    target, animal = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 4)
     alike = torch.full((1, 1, 4), 5.0)  # (1, 1, 4)
     apart = torch.tensor([[[5.0, 5.0, -5.0, -5.0]]])
     for name in ("prototype_mask", "prototype_dice"):
-        assert prototype_losses(apart, masks, target)[name] < 0.01
-        assert prototype_losses(alike, masks, target)[name] > 0.5
-    assert prototype_losses(alike, masks, ~target)["prototype_mask"] == 0
+        assert prototype_losses(apart, masks, target, animal)[name] < 0.01
+        assert prototype_losses(alike, masks, target, animal)[name] > 0.5
+    assert prototype_losses(alike, masks, ~target, 0 * animal)["prototype_mask"] == 0
 
 
 def test_two_runs_in_a_row_become_one_picture(tmp_path: Path) -> None:
@@ -459,6 +495,40 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
     log.write_text(text)
     with pytest.raises(DataError, match=r"log\.csv"):
         plot_log([log], tmp_path / "run.svg")
+
+
+def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
+    DetectorTrainer(TINY, RECIPE, tmp_path).save()
+    DetectorTrainer(TINY, replace(RECIPE, validate_every_s=1.0), tmp_path).resume()
+    with pytest.raises(DataError, match=r"checkpoint\.pt: begun with batch 4, now it is 2; resume with the same"):
+        DetectorTrainer(TINY, replace(RECIPE, batch=2), tmp_path).resume()
+    with pytest.raises(DataError, match="is no run of 'other' to go on with"):
+        DetectorTrainer(replace(TINY, name="other"), RECIPE, tmp_path).resume()
+    older = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del older["recipe"]
+    torch.save({**older, "random": torch.get_rng_state()}, tmp_path / CHECKPOINT)
+    DetectorTrainer(TINY, RECIPE, tmp_path).resume()
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", None], ids=["damaged", "foreign"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / CHECKPOINT
+    if content is None:
+        torch.save({"average": {"conv.weight": torch.zeros(1)}}, path)
+    else:
+        path.write_bytes(content)
+    trainer = DetectorTrainer(TINY, RECIPE, tmp_path)
+    for use in (lambda: load_trained(path, TINY), lambda: trainer.start_from(path), trainer.resume):
+        with pytest.raises(DataError, match=r"checkpoint\.pt"):
+            use()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    trainer = DetectorTrainer(TINY, RECIPE, tmp_path)
+    torch.nn.init.constant_(trainer.model.encoder.stem[0][0].weight, math.nan)
+    batch = collate([Views(Ellipses(), 2, 0)[(0, (48, 64))]])
+    with pytest.raises(ExportError, match="the loss became nan at step 0"):
+        trainer.step(batch, 0.1)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,30 @@ def test_a_table_says_at_which_score(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        "abc",
+        [],
+        [[1, 2, 5, 6]],
+        [1, 2, 5, 6, 7, 8],
+        {"size": [120, 160], "counts": "damaged"},
+    ],
+    ids=["null", "text", "empty", "two points", "flat", "damaged code"],
+)
+def test_a_mask_that_is_none_is_refused(tmp_path: Path, segmentation: object) -> None:
+    labels = write_labels(tmp_path, [write_picture(tmp_path)], [{"image_id": 7, "segmentation": segmentation}])
+    with pytest.raises(DataError, match=r"labels\.json: annotation 0"):
+        read_labels(labels, tmp_path, masks=True)
+
+
+def test_two_pictures_of_one_id_are_refused(tmp_path: Path) -> None:
+    picture = write_picture(tmp_path)
+    with pytest.raises(DataError, match="image 1: its id 7 is that of another image"):
+        read_labels(write_labels(tmp_path, [picture, picture], []), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("spoil", "error", "words"),
     [
         (lambda labels: labels.unlink(), DataMissingError, "labels.json"),
@@ -136,6 +161,7 @@ def test_a_table_says_at_which_score(tmp_path: Path, capsys: pytest.CaptureFixtu
         (lambda labels: labels.with_name("pen.png").unlink(), DataMissingError, "pen.png"),
         (lambda labels: labels.with_name("pen.png").write_bytes(b"no picture"), DataError, "can be read"),
         (lambda labels: edit(labels, "annotations", bbox=[0, 0, 0, 5]), DataError, "annotation 0: a box must be wider"),
+        (lambda labels: edit(labels, "annotations", bbox=[math.nan, 0, 5, 5]), DataError, "and finite, got"),
         (lambda labels: edit(labels, "annotations", image_id=99), DataError, "annotation 0: 99 is missing"),
         (lambda labels: edit(labels, "annotations", iscrowd=1), DataError, "names no animal"),
         (lambda labels: edit(labels, "images", width=99), DataError, "is 160x120, its labels say 99x120"),

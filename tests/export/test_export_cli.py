@@ -48,7 +48,11 @@ def test_a_command_gets_its_arguments(command: dict[str, Any]) -> None:
         (DataMissingError("gt.txt does not exist"), 66, "gt.txt does not exist"),
         (OutputError("out: read-only"), 73, "out: read-only"),
         (ModelSetMissingError("nano: no manifest"), 66, "nano: no manifest"),
-        (ModuleNotFoundError(name="torch"), 69, "torch is not installed; run: pip install 'barnsight[export]'"),
+        (
+            ModuleNotFoundError(name="torch"),
+            69,
+            "torch is not installed; run `make install-dev` in the clone, or `pip install '.[export]'`",
+        ),
         (ValueError("a\nb"), 70, "internal error: ValueError: a b; run again with --debug and report it"),
     ],
 )

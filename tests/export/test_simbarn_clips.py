@@ -64,13 +64,21 @@ def test_behavior_agrees_with_posture_and_speed(life: list[tuple[State, ...]]) -
                 assert state.speed_m_s >= 0.15
 
 
-def test_upright_animals_do_not_pass_through_each_other(life: list[tuple[State, ...]]) -> None:
-    width_m = 0.2 * tiny_scene(6).herd[0].length_m
-    for states in life[FPS:]:
+def test_upright_animals_do_not_pass_through_each_other() -> None:
+    scene = tiny_scene(6)
+    distances_m = []
+    for states in list(Herd(scene, 5).states(30 * FPS, FPS))[FPS:]:
         up = [s.pose for s in states if s.pose.upright > 0.9]
-        for i, a in enumerate(up):
-            for b in up[:i]:
-                assert np.hypot(a.x_m - b.x_m, a.y_m - b.y_m) > 0.4 * width_m
+        distances_m += [np.hypot(a.x_m - b.x_m, a.y_m - b.y_m) for i, a in enumerate(up) for b in up[:i]]
+    assert len(distances_m) > 100
+    assert min(distances_m) > 0.12 * scene.herd[0].length_m
+
+
+def test_cattle_do_not_sit() -> None:
+    scene = clip_scene(7, species="cow", animals=6, split="test", width=160, height=96)
+    seen = {state.behavior for states in Herd(scene, 1).states(240 * FPS, FPS) for state in states}
+    assert Behavior.WALKING in seen
+    assert Behavior.SITTING not in seen
 
 
 def test_boxes_masks_and_table_tell_the_same(clip: Path) -> None:
@@ -124,6 +132,10 @@ def test_the_command_refuses_what_it_cannot_do(capsys: pytest.CaptureFixture[str
     assert "321x720" in capsys.readouterr().err
     assert main(["simulate", "--out", "x", "--pictures", "val", "--view", "aisle"]) == 64
     assert "--view is of a clip" in capsys.readouterr().err
+    assert main(["simulate", "--out", "x", "--sequences", "val", "--species", "cow"]) == 64
+    assert "--species is of a clip" in capsys.readouterr().err
+    assert main(["simulate", "--out", "x", "--herd-seed", "-1"]) == 64
+    assert "--herd-seed must be 0 or more, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:DynamicImporter:ImportWarning")

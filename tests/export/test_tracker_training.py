@@ -110,6 +110,13 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_sequences_that_are_too_short_are_refused_at_the_start(sequences: Path, tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path)
+    trainer.recipe = replace(RECIPE, frames=((0.0, FRAMES + 1),))
+    with pytest.raises(DataError, match="holds sequences of 6 frames, the recipe follows 7"):
+        train_tracker(trainer, Budget("images", 2), lambda split, size: opened(sequences / split, size), workers=0)
+
+
 def test_sequences_without_an_animal_end_the_search(tmp_path: Path) -> None:
     write_sequences(tmp_path / "empty")
     ids = np.load(tmp_path / "empty/ids-00000.npy")

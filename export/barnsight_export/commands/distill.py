@@ -155,15 +155,18 @@ def _label(args: argparse.Namespace, preset: Preset) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    from barnsight_export.distill.losses import Weights
+    from barnsight_export.distill.losses import FOUR_TERMS, Weights
+    from barnsight_export.distill.schedule import weights_at
     from barnsight_export.distill.train import Recipe
 
     if args.match and not (args.attention or args.intermediate):
         raise ExportUsageError("--match alone changes nothing: give --attention or --intermediate a weight")
     weights = Weights(attention=args.attention, intermediate=args.intermediate)
     weights = replace(weights, **dict.fromkeys(args.without, 0.0))
-    if not any(asdict(weights).values()):
-        raise ExportUsageError("--without leaves no term: keep one")
+    if not any(getattr(weights, term) for term in FOUR_TERMS):
+        raise ExportUsageError("--without leaves no term to validate by: keep one")
+    if not any(asdict(weights_at(args.schedule, weights, 0.0)).values()):
+        raise ExportUsageError(f"--schedule {args.schedule} begins with direction and cosine: keep one of them")
     usual = Recipe()
     return Recipe(
         batch=args.batch,

@@ -1,8 +1,8 @@
 """`barnsight-export export`: networks to a model set of ONNX engines and their manifest.
 
-barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --data pictures --out engines/nano
+barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --data pictures --out build/nano
 barnsight-export export --preset nano --checkpoint runs/nano/checkpoint.pt --tracker runs/tracker/checkpoint.pt \\
-    --data pictures --out engines/nano
+    --data pictures --out build/nano
 barnsight-export export --preset orin --student runs/a/student.safetensors --sam3 checkpoints/sam3 \\
     --dinov3 checkpoints/dinov3 --out build/orin
 barnsight-export export --preset orin-b --random-weights --out build/orin-b
@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--preset", "--recipe", choices=["nano", "nano-teacher", "orin", "orin-b"], default="nano")
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a training run: encoder and detector")
+    weights.add_argument("--checkpoint", type=Path, help="checkpoint.pt of a training run, or a model set's folder")
     weights.add_argument(
         "--random-weights",
         action="store_true",

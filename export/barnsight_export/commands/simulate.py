@@ -19,6 +19,10 @@ from typing import Any
 from barnsight_export.errors import ExportUsageError, OutputError
 
 LIMITS = {"animals": (0, 255), "fps": (1, 60), "workers": (1, 256), "count": (1, 10_000_000), "day": (0, 36_500)}
+CLIP = {  # what a clip is where no option says otherwise
+    "split": "test", "species": "pig", "view": "overhead", "day": 0, "animals": 8, "seconds": 20.0, "fps": 6,
+    "width": 1280, "height": 720,
+}  # fmt: skip
 SHEET_COLUMNS, SHEET_ROWS, SHEET_TILE_PX = 6, 4, 240
 
 
@@ -28,16 +32,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the clip and its truth, or the pictures")
     parser.add_argument("--seed", type=int, default=1, help="draws pen, camera and life (default 1)")
     parser.add_argument("--herd-seed", type=int, help="draws the herd's coats and builds (default: --seed)")
-    parser.add_argument("--day", type=int, default=0, help="the herd's age in days since the start (default 0)")
-    parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="family of floors and layouts"
-    )
-    parser.add_argument("--species", choices=("pig", "cow"), default="pig")
-    parser.add_argument("--animals", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--fps", type=int, default=6)
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--height", type=int, default=720)
+    parser.add_argument("--day", type=int, help="the herd's age in days since the start (default 0)")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="family of floors and layouts (default test)")
+    parser.add_argument("--species", choices=("pig", "cow"), help="(default pig)")
+    parser.add_argument("--animals", type=int, help="(default 8)")
+    parser.add_argument("--seconds", type=float, help="(default 20)")
+    parser.add_argument("--fps", type=int, help="(default 6)")
+    parser.add_argument("--width", type=int, help="in pixels (default 1280)")
+    parser.add_argument("--height", type=int, help="in pixels (default 720)")
     parser.add_argument("--light", choices=("day", "dusk", "night"))
     parser.add_argument("--crowding", choices=("scatter", "pile", "huddle", "feeding"), help="how the herd is found")
     parser.add_argument(
@@ -55,6 +57,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render what was asked for."""
+    if args.contact_sheet or args.pictures or args.sequences:
+        _refuse_what_is_drawn(args)
+    for name, value in CLIP.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("seed", "herd_seed"):
+        if (getattr(args, name) or 0) < 0:
+            raise ExportUsageError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(args, name)}")
     for name, (low, high) in LIMITS.items():
         if not low <= getattr(args, name) <= high:
             raise ExportUsageError(f"--{name} must be {low} to {high}, got {getattr(args, name)}")
@@ -62,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
         raise ExportUsageError(f"--seconds must be over 0 and at most 86400, got {args.seconds:g}")
     if not all(64 <= side <= 4096 and side % 2 == 0 for side in (args.width, args.height)):
         raise ExportUsageError(f"--width and --height must be even, 64 to 4096, got {args.width}x{args.height}")
-    if args.contact_sheet or args.pictures or args.sequences:
-        _refuse_what_is_drawn(args)
     if args.contact_sheet:
         _write_sheet(args.contact_sheet, args.seed)
         return os.EX_OK
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_what_is_drawn(args: argparse.Namespace) -> None:
     """Pens of many pictures are drawn by lot: an option that fixes one would be ignored."""
-    for option in ("light", "crowding", "view", "herd_seed"):
+    for option in (*CLIP, "light", "crowding", "herd_seed"):
         if getattr(args, option) is not None:
             name = option.replace("_", "-")
             raise ExportUsageError(
@@ -97,7 +105,7 @@ def _write_clip(args: argparse.Namespace) -> int:
 
     scene = clip_scene(
         args.seed, species=args.species, animals=args.animals, split=args.split, width=args.width, height=args.height,
-        light=args.light, crowding=args.crowding, view=args.view or "overhead", herd_seed=args.herd_seed, day=args.day,
+        light=args.light, crowding=args.crowding, view=args.view, herd_seed=args.herd_seed, day=args.day,
     )  # fmt: skip
     frames = write_clip(scene, args.out, seconds=args.seconds, fps=args.fps, seed=args.seed, workers=args.workers)
     print(f"{args.out}: {frames} frames, {args.animals} animals, {scene.layout} pen on {scene.floor_family}")

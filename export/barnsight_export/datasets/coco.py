@@ -10,6 +10,7 @@ an animal.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
+from barnsight_export.datasets.mot import pixels_covered
 from barnsight_export.errors import DataError, DataMissingError
 
 
@@ -47,6 +49,8 @@ def read_labels(path: Path, folder: Path, *, masks: bool = False) -> list[Labele
     try:
         for number, entry in enumerate(entries):
             where = f"image {number}"
+            if entry["id"] in pictures:
+                raise ValueError(f"its id {entry['id']} is that of another image")
             size = int(entry["height"]), int(entry["width"])
             pictures[entry["id"]] = LabeledPicture(folder / entry["file_name"], size, [], [])
         for number, annotation in enumerate(annotations):
@@ -69,8 +73,8 @@ def read_labels(path: Path, folder: Path, *, masks: bool = False) -> list[Labele
 
 def _box(values: Sequence[float]) -> list[float]:
     left, top, width, height = (float(value) for value in values)
-    if width <= 0 or height <= 0:
-        raise ValueError(f"a box must be wider and higher than 0, got {width:g} x {height:g}")
+    if not (math.isfinite(left + top + width + height) and width > 0 and height > 0):
+        raise ValueError(f"a box must be wider and higher than 0, and finite, got {values}")
     return [left, top, width, height]
 
 
@@ -79,7 +83,15 @@ def _mask(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(outline, dict):
         if tuple(outline["size"]) != size:
             raise ValueError(f"its mask is for {outline['size']} pixels (height, width), its picture has {list(size)}")
-        if isinstance(outline["counts"], str | bytes):
+        if isinstance(outline["counts"], str):
+            if pixels_covered(outline["counts"]) != size[0] * size[1]:
+                raise ValueError(f"its run-length code is not of {size[0]} x {size[1]} pixels")
             return outline
+    elif not (isinstance(outline, list) and outline and all(map(_is_polygon, outline))):
+        raise ValueError("its segmentation is neither polygons of three points or more nor a run-length code")
     codes: Any = coco.frPyObjects(outline, *size)
     return dict(coco.merge(codes) if isinstance(codes, Sequence) else codes)
+
+
+def _is_polygon(points: Any) -> bool:
+    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0

@@ -131,12 +131,12 @@ def _mask(line: str) -> Mark:
     if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
         raise ValueError(f'"size" must be [height, width] in pixels, got {size!r}')
     shape = {"size": size, "counts": counts}
-    if not isinstance(counts, str) or _pixels_covered(counts) != size[0] * size[1]:
+    if not isinstance(counts, str) or pixels_covered(counts) != size[0] * size[1]:
         raise ValueError(f'"counts" is not a COCO run-length string of {size[0]} x {size[1]} pixels')
     return Mark(row["frame"], row["track"], shape, ignored=bool(row.get("ignore", False)))
 
 
-def _pixels_covered(counts: str) -> int:
+def pixels_covered(counts: str) -> int:
     """How many pixels a compressed run-length string spans, -1 where it is none.
 
     pycocotools decodes damaged strings without complaint, so the runs are summed here: each is a little-endian

@@ -3,30 +3,37 @@
 A shard is three files: ``images-00000.npy`` (n, S, S, 3) uint8 RGB, ``ids-00000.npy`` (n, S, S) uint8 with 0 for
 background and k for animal k, and ``truth-00000.npz`` with ``species`` (n,) as index into ``SPECIES`` and
 ``visible_fraction`` (n, 30). Of sequences, each of T frames, all but the species have one more axis: (n, T, ...). The
-truth file is written last: a shard without it is rendered again, so that a stopped
-run resumes. Pictures are rendered at a camera's aspect and then resized plainly to a square, as the engines do.
+truth file is written last: a shard without it is rendered again, so that a stopped run resumes. ``made.json`` says what
+a folder's shards were made with; folders written before it are read all the same. Pictures are rendered at a camera's
+aspect and then resized plainly to a square, as the engines do. The visible fraction of an animal that the frame cuts is
+an estimate.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from barnsight_export.errors import DataError
+from barnsight_export.files import write_whole
 from barnsight_export.simbarn.arrangement import arrange
 from barnsight_export.simbarn.ethogram import Herd
 from barnsight_export.simbarn.render import Rendered, Renderer
 from barnsight_export.simbarn.scene import SPLITS, Scene, Split, View, sample_light, sample_scene, sample_sensor
 
 SPECIES = ("pig", "cow")
+MADE = "made.json"
 MAX_ANIMALS = 30
 SHARD = 200
 POSES_PER_SCENE = 3  # the same pen is pictured again with the herd rearranged, at another hour, by another camera
@@ -39,6 +46,7 @@ SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 SEQUENCE_SHARD = 25
 SEQUENCE_MIX: Mapping[str, float] = {"pig": 0.75, "cow": 0.25}
 SEQUENCE_FPS = (1.0, 2.0, 3.0, 6.0)  # the slower, the more happens between two frames
+_ADVICE = "free some space and start again: complete shards are kept"
 LONGEST_LEAD_S = 30.0  # a herd has lived so long at most when its sequence begins
 
 Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, npt.NDArray[np.float32]]
@@ -108,7 +116,7 @@ def _pen(rng: np.random.Generator, split: Split, size: int, species_mix: Mapping
 
 def _squared(shot: Rendered, size: int, species: str, animals: int) -> Picture:
     image = cv2.resize(shot.image, (size, size), interpolation=cv2.INTER_AREA)
-    ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+    ids = cv2.resize(shot.ids.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     fraction = np.zeros(MAX_ANIMALS, np.float32)
     fraction[:animals] = shot.visible_fraction
     return np.asarray(image, np.uint8), np.asarray(ids, np.uint8), SPECIES.index(species), fraction
@@ -123,7 +131,10 @@ def write_pictures(
     size: int = 384,
     species_mix: Mapping[str, float] = SPECIES_MIX,
 ) -> None:
-    """Render ``count`` pictures into shards under ``out_dir``; complete shards that exist are kept."""
+    """Render ``count`` pictures into shards under ``out_dir``; complete shards that exist are kept.
+
+    Raises DataError where they were made with something else, OutputError where the disk is full.
+    """
     _write_shards(_Shard(Path(out_dir), split, seed, 0, SHARD, size, 0, dict(species_mix)), count, workers)
 
 
@@ -137,7 +148,10 @@ def write_sequences(
     frames: int = 8,
     species_mix: Mapping[str, float] = SEQUENCE_MIX,
 ) -> None:
-    """Render ``count`` sequences of ``frames`` frames into shards under ``out_dir``; complete ones are kept."""
+    """Render ``count`` sequences of ``frames`` frames into shards under ``out_dir``; complete ones are kept.
+
+    Raises as `write_pictures` does.
+    """
     shard = _Shard(Path(out_dir), split, seed, 0, SEQUENCE_SHARD, size, frames, dict(species_mix))
     _write_shards(shard, count, workers)
 
@@ -164,12 +178,12 @@ class _Shard:
 
 def _write_shards(first: _Shard, count: int, workers: int) -> None:
     """Render ``count`` pictures or sequences, ``first.count`` a shard."""
-    first.out.mkdir(parents=True, exist_ok=True)
-    jobs = [
+    mark(first.out, {name: getattr(first, name) for name in ("seed", "split", "size", "frames", "mix")})
+    shards = (
         replace(first, number=number, count=min(first.count, count - number * first.count))
         for number in range(-(-count // first.count))
-        if not _file(first.out, "truth", number).exists()
-    ]
+    )
+    jobs = [shard for shard in shards if held(shard.out, shard.number) < shard.count]
     if not jobs:
         return
     from tqdm import tqdm
@@ -180,23 +194,66 @@ def _write_shards(first: _Shard, count: int, workers: int) -> None:
             pass
 
 
+def mark(out: Path, made: Mapping[str, Any]) -> None:
+    """Write down what the shards of a folder are made with.
+
+    Raises DataError where those that are there were made with something else, OutputError where the disk is full.
+    """
+    path = out / MADE
+    if not path.exists():
+        text = json.dumps(made, indent=1) + "\n"
+        write_whole(path, lambda file: file.write(text.encode()), _ADVICE)
+        return
+    try:
+        was = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: is damaged; choose another folder") from None
+    changed = next((name for name in made if was.get(name) != made[name]), None)
+    if changed is not None:
+        raise DataError(
+            f"{path}: these were made with {changed} {was.get(changed)}, now it is {made[changed]};"
+            " give the same, or choose another folder"
+        )
+
+
+def held(out: Path, shard: int) -> int:
+    """How many pictures or sequences a complete shard holds; 0 where it is not complete."""
+    path = _file(out, "truth", shard)
+    return len(np.load(path)["species"]) if path.exists() else 0
+
+
+def write_shard(
+    out: Path,
+    shard: int,
+    images: npt.NDArray[np.uint8],
+    ids: npt.NDArray[np.uint8],
+    species: npt.NDArray[np.int64],
+    visible_fraction: npt.NDArray[np.float32],
+) -> None:
+    """Write one shard, shaped as the module says; the truth comes last and makes it complete.
+
+    Raises OutputError where the disk is full.
+    """
+    truth = _file(out, "truth", shard)
+    truth.unlink(missing_ok=True)
+    write_whole(_file(out, "images", shard), lambda file: np.save(file, images), _ADVICE)
+    write_whole(_file(out, "ids", shard), lambda file: np.save(file, ids), _ADVICE)
+    write_whole(truth, lambda file: np.savez(file, species=species, visible_fraction=visible_fraction), _ADVICE)
+
+
 def _file(out: Path, kind: str, shard: int) -> Path:
     return out / f"{kind}-{shard:05d}.{'npz' if kind == 'truth' else 'npy'}"
 
 
 def _write_shard(shard: _Shard) -> None:
     cv2.setNumThreads(1)
-    out, number, size = shard.out, shard.number, shard.size
+    size = shard.size
     shape = (shard.count, shard.frames) if shard.frames else (shard.count,)
     images, ids = np.empty((*shape, size, size, 3), np.uint8), np.empty((*shape, size, size), np.uint8)
     species, fractions = np.empty(shard.count, np.int64), np.empty((*shape, MAX_ANIMALS), np.float32)
     for k, (image, marks, code, fraction) in enumerate(shard.pictures()):
         images[k], ids[k], species[k], fractions[k] = image, marks, code, fraction
-    np.save(_file(out, "images", number), images)
-    np.save(_file(out, "ids", number), ids)
-    draft = out / f".truth-{number:05d}.npz"
-    np.savez(draft, species=species, visible_fraction=fractions)
-    draft.replace(_file(out, "truth", number))
+    write_shard(shard.out, shard.number, images, ids, species, fractions)
 
 
 class Pictures:
@@ -220,6 +277,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def frames(self) -> int:
+        """Frames of its shortest sequence; still pictures are sequences of one."""
+        return min(images.shape[1] if images.ndim == 5 else 1 for images in self._images)
 
     def __getitem__(self, index: int) -> Picture:
         """Image (S, S, 3) uint8 RGB, ids (S, S) uint8, index into SPECIES, visible fraction of animals 1..30.

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from barnsight_export.checkpoints import load, load_tiny_vit, read
 from barnsight_export.distill.pseudo import Sam3Labeler
 from barnsight_export.distill.sam3 import PATCH_PX, Sam3Trunk, load_detector, load_necks, load_vision
 from barnsight_export.distill.teacher import FrozenTeacher, Input, Network, Tap
-from barnsight_export.errors import DataError, ExportUsageError
+from barnsight_export.errors import ExportUsageError
 from barnsight_export.networks.compact import PyramidEncoder
-from barnsight_export.networks.sam3 import PyramidConfig, Sam3, build_pyramid
+from barnsight_export.networks.sam3 import PyramidConfig, build_pyramid
 from barnsight_export.networks.student import EncoderMaps, NeckStudent, TrunkStudent, TrunkStudentConfig
 from barnsight_export.presets import Preset
 from barnsight_export.train.detector import load_trained
@@ -74,7 +73,7 @@ def build_teacher(
     """
     module: nn.Module
     if isinstance(preset.student, PyramidConfig):
-        module, size = trained_detector(preset, checkpoint).encoder, preset.image_size
+        module, size = load_trained(checkpoint, preset).encoder, preset.image_size
     else:
         grid, size = _square(preset)
         if isinstance(preset.student, TrunkStudentConfig):
@@ -96,7 +95,7 @@ def build_labeler(preset: Preset, checkpoint: Path, concept: str) -> Sam3Labeler
         )
     number = preset.concepts.index(concept)
     if isinstance(preset.student, PyramidConfig):
-        return Sam3Labeler(trained_detector(preset, checkpoint), number, preset.image_size)
+        return Sam3Labeler(load_trained(checkpoint, preset), number, preset.image_size)
     grid, size = _square(preset)
     return Sam3Labeler(load_detector(checkpoint, grid, preset.detector, preset.concepts), number, size)
 
@@ -105,15 +104,3 @@ def _square(preset: Preset) -> tuple[int, tuple[int, int]]:
     """The side of the grid on which SAM 3 itself works, always a square, and the size of the pictures for it."""
     side = preset.grid[0]
     return side, (PATCH_PX * side, PATCH_PX * side)
-
-
-def trained_detector(preset: Preset, checkpoint: Path) -> Sam3:
-    """The averaged network of a detector's training run.
-
-    Raises DataMissingError where there is no checkpoint, DataError for a damaged one or one of another preset.
-    """
-    try:
-        return load_trained(checkpoint, preset)
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{checkpoint}: is no checkpoint of a detector '{preset.name}': {reason}") from None

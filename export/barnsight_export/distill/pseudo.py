@@ -22,8 +22,7 @@ from barnsight_engines.manifest import Thresholds
 from barnsight_engines.masks import to_image
 from barnsight_export.assemble import load_student
 from barnsight_export.datasets.frames import Frames
-from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD
-from barnsight_export.files import write_whole
+from barnsight_export.datasets.simulated import MAX_ANIMALS, SHARD, held, mark, write_shard
 from barnsight_export.networks.sam3 import normalize
 from barnsight_export.train.detector import DetectorTrainer
 
@@ -70,13 +69,18 @@ def write_pictures(
 ) -> None:
     """Label `frames` and write them as pictures of `size_px` into shards under `out`; complete shards are kept.
 
-    `concept` is the species' number in the student's prompts. Raises OutputError where the disk is full.
+    `concept` is the species' number in the student's prompts. Raises DataError where the folder holds pictures of
+    another size, concept or number of frames, OutputError where the disk is full.
     """
+    mark(out, {"concept": concept, "size": size_px, "labeled": len(frames)})
     with tqdm(total=len(frames), desc=out.name, unit="frame", disable=not show_progress) as bar:
         for shard, first in enumerate(range(0, len(frames), SHARD)):
             chosen = range(first, min(first + SHARD, len(frames)))
-            if not _path(out, "truth", shard).exists():
-                _write_shard([_square(frames[index], size_px) for index in chosen], detect, out, shard, concept)
+            if held(out, shard) < len(chosen):
+                images = [_square(frames[index], size_px) for index in chosen]
+                ids, visible = zip(*(instance_map(detect(image)) for image in images), strict=True)
+                species = np.full(len(images), concept, np.int64)
+                write_shard(out, shard, np.stack(images), np.stack(ids), species, np.stack(visible))
             bar.update(len(chosen))
 
 
@@ -93,22 +97,6 @@ def place_student(trainer: DetectorTrainer, path: Path) -> None:
     """Put a distilled student in the encoder's place, in the network and in its average; raises as `load_student`."""
     for model in (trainer.model, trainer.average):
         load_student(path, model)
-
-
-def _write_shard(images: Sequence[NDArray[np.uint8]], detect: Detect, out: Path, shard: int, concept: int) -> None:
-    """Write one shard; the truth comes last and makes it complete."""
-    labels = [instance_map(detect(image)) for image in images]
-    ids, visible = (np.stack(parts) for parts in zip(*labels, strict=True))
-    stacked, species = np.stack(images), np.full(len(images), concept, np.int64)
-    advice = "free some space and start again: complete shards are kept"
-    write_whole(_path(out, "images", shard), lambda file: np.save(file, stacked), advice)
-    write_whole(_path(out, "ids", shard), lambda file: np.save(file, ids), advice)
-    truth = _path(out, "truth", shard)
-    write_whole(truth, lambda file: np.savez(file, species=species, visible_fraction=visible), advice)
-
-
-def _path(out: Path, kind: str, shard: int) -> Path:
-    return out / f"{kind}-{shard:05d}.{'npz' if kind == 'truth' else 'npy'}"
 
 
 def _square(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

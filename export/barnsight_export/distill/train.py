@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -44,7 +43,7 @@ from barnsight_export.distill.schedule import FADE_ENDS, Schedule, weights_at
 from barnsight_export.distill.teacher import Network, Teacher
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
-from barnsight_export.train.trainer import CHECKPOINT, Counters, quiet_worker, read_checkpoint
+from barnsight_export.train.trainer import CHECKPOINT, Counters, quiet_worker, read_checkpoint, seed_step
 
 STUDENT = "student.safetensors"
 
@@ -178,7 +177,7 @@ class Distillation:
 
     def step(self, shown: Shown, share: float) -> dict[str, float]:
         """One update on one batch, when a `share` of the longest run has passed; returns the losses."""
-        self._seed()
+        seed_step(self.recipe.seed, self.progress.steps, self.rank)
         self.network.train()
         weights = weights_at(self.recipe.schedule, self.recipe.weights, share)
         images = as_input(shown.images.to(self.device, non_blocking=True))
@@ -191,7 +190,7 @@ class Distillation:
         if not math.isfinite(loss.item()):
             raise ExportError(
                 f"the loss became {loss.item()} at step {self.progress.steps}:"
-                f" resume from {self.out / CHECKPOINT} with a lower learning rate, or check the student's checkpoint"
+                " begin another run with a lower --rate, or check the student's checkpoint"
             )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
@@ -323,11 +322,6 @@ class Distillation:
             matched = [intermediate_loss(regressed[s], taught[t]) for s, t in pairs.items()]
             terms["intermediate"] = torch.stack(matched).mean()
         return terms
-
-    def _seed(self) -> None:
-        """Dropout and drop path of this step and process depend on nothing that came before."""
-        sequence = np.random.SeedSequence((self.recipe.seed, self.progress.steps, self.rank))
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _keep_student(self, loss: float) -> None:
         if self.rank:

@@ -62,6 +62,7 @@ def write_clip(scene: Scene, out_dir: Path, *, seconds: float, fps: int, seed: i
     """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "scene.json").unlink(missing_ok=True)  # it is written last, and vouches for the rest
     except OSError as error:
         raise OutputError(f"{out_dir}: {error.strerror}; name a folder that can be written") from None
     frames = max(round(seconds * fps), 1)

@@ -151,6 +151,8 @@ class Herd:
         """Draw the next intention and its goal; one that has no goal here becomes standing."""
         table = NEXT_WHEN_DOWN if actor.down else NEXT_WHEN_UP
         names = [b for b in table if b not in ZONE_OF or ZONE_OF[b] in self.scene.zones_m]
+        if actor.animal.species == "cow":  # cattle do not sit
+            names.remove(Behavior.SITTING)
         shares = np.array([table[b] for b in names])
         intention = names[int(self.rng.choice(len(names), p=shares / shares.sum()))]
         goal: Vectors | None = None

@@ -207,12 +207,12 @@ def _camera(rng: Rng, spec: SceneSpec, pen_m: tuple[float, float], top_m: float)
             **size,
         )
     height = max(rng.uniform(0.45, 1.0) * reach, 2.6 * top_m)
+    if mount == "fisheye":
+        height *= 0.75
     lean = 0.1 if mount != "tilted" else 0.65
     position = (rng.uniform(-lean, lean) * w, rng.uniform(-lean, lean) * d, height)
     target = (rng.uniform(-0.15, 0.15) * w, rng.uniform(-0.15, 0.15) * d, 0.0)
     lens = rng.uniform(0.1, 0.45) if mount == "fisheye" else rng.uniform(0.6, 1.0)
-    if mount == "fisheye":
-        height *= 0.75
     return aim(position, target, turn, corners, lens_k=lens, fill=fill, **size)
 
 

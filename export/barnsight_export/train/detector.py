@@ -107,9 +107,10 @@ class DetectorTrainer(Trainer[Batch]):
         Raises DataMissingError where there are none, DataError where they are of another shape.
         """
         state = read_networks(source, self.preset)
+        load(source, self.model, state["average"])
+        self.average.load_state_dict(self.model.state_dict())
         if "aids" in state:
-            self.aids.load_state_dict(state["aids"])
-        self.start_with(state["average"])
+            load(source, self.aids, state["aids"])
 
     def start_heads(self, source: Path) -> None:
         """Take everything but the encoder from the averaged networks of a checkpoint, whatever its encoder is.
@@ -118,7 +119,7 @@ class DetectorTrainer(Trainer[Batch]):
         """
         for model in (self.model, self.average):
             load_heads(source, model)
-        self.aids.load_state_dict(read_checkpoint(source)["aids"])
+        load(source, self.aids, read_checkpoint(source).get("aids", {}))
 
 
 def train_detector(
@@ -166,9 +167,12 @@ def _loader(trainer: DetectorTrainer, pictures: Pictures, size: tuple[int, int],
 
 
 def load_trained(path: Path, preset: Preset) -> Sam3:
-    """The averaged network of a checkpoint, or that of a model set's folder, ready for inference."""
+    """The averaged network of a checkpoint, or that of a model set's folder, ready for inference.
+
+    Raises DataMissingError where there is none, DataError where it is damaged or of another preset.
+    """
     model = preset.build()
-    model.load_state_dict(read_networks(path, preset)["average"])
+    load(path, model, read_networks(path, preset)["average"])
     return model.eval()
 
 

@@ -65,7 +65,7 @@ def match_one_to_one(logits: Tensor, boxes: Tensor, batch: Batch) -> Tensor:
     pairs = boxes.unsqueeze(3), batch.boxes[None, :, None]
     _, giou = overlaps(*pairs)  # (L, B, Q, N)
     cost = -2 * logits.sigmoid().sqrt().unsqueeze(-1) + 5 * (pairs[0] - pairs[1]).abs().sum(-1) - 2 * giou
-    matched, cost = _background(boxes, batch).cpu(), cost.cpu()
+    matched, cost = _background(boxes, batch).cpu(), cost.nan_to_num().cpu()  # a loss that is no number tells so itself
     for row, kinds in enumerate(batch.kinds.cpu()):
         targets = (kinds == TARGET).nonzero().squeeze(1)
         for layer in range(len(logits)):
@@ -141,8 +141,7 @@ def detection_loss(model: Sam3, aids: Aids, images: Tensor, batch: Batch) -> tup
     pixels = detector.embed_pixels(d4, d2, d1, tokens, text)
     first_noised = denoising.matched[:, : denoising.boxes.shape[1] // _GROUPS]
     losses.update(_mask_losses(model, decoded, pixels, matches[0], first_noised, batch))
-    present = (batch.kinds == TARGET).any(1).float().expand_as(decoded.presence)
-    losses["presence"] = _PRESENCE * F.binary_cross_entropy_with_logits(decoded.presence.float(), present)
+    losses["presence"] = _PRESENCE * presence_loss(decoded.presence.float(), batch.kinds)
     proposer = detector.proposer or aids.proposer
     assert proposer is not None
     losses["dense"] = _dense_loss(proposer(tokens), batch)
@@ -204,24 +203,37 @@ def _mask_losses(
     target = batch.kinds == TARGET
     animal = (truth * target[..., None, None]).amax(1)  # (B, h, w)
     judged = (truth * (batch.kinds == IGNORED)[..., None, None]).amax(1) < 0.5
-    semantic_loss = F.binary_cross_entropy_with_logits(semantic[judged], animal[judged])
     return {
         **outline_losses(logits, masks, animal.flatten(1)[picture]),
-        **prototype_losses(instance, truth.flatten(2), target),
-        "semantic": semantic_loss + dice(semantic.flatten(1), animal.flatten(1)).mean(),
+        **prototype_losses(instance, truth.flatten(2), target, animal.flatten(1)),
+        "semantic": semantic_loss(semantic.flatten(1), animal.flatten(1), judged.flatten(1)),
     }
 
 
-def prototype_losses(instance: Tensor, truth: Tensor, target: Tensor) -> dict[str, Tensor]:
+def presence_loss(presence: Tensor, kinds: Tensor) -> Tensor:
+    """BCE of logits (L, B), by the kinds (B, N) of a picture's animals; one of ignored animals alone is not judged."""
+    present, ignored = (kinds == TARGET).any(1), (kinds == IGNORED).any(1)
+    wanted, judged = (value.float().expand_as(presence) for value in (present, present | ~ignored))
+    return F.binary_cross_entropy_with_logits(presence, wanted, judged)
+
+
+def semantic_loss(logits: Tensor, animal: Tensor, judged: Tensor) -> Tensor:
+    """BCE and Dice losses of the semantic map (B, hw) on the pixels `judged`: to be drawn is `animal`, in 0..1."""
+    wrong = F.binary_cross_entropy_with_logits(logits[judged], animal[judged])
+    return wrong + dice(logits.masked_fill(~judged, -torch.inf), animal * judged).mean()
+
+
+def prototype_losses(instance: Tensor, truth: Tensor, target: Tensor, animal: Tensor) -> dict[str, Tensor]:
     """Mask losses of prototypes: (B, C, hw) embeddings, (B, N, hw) masks in 0..1, (B, N) which of them count.
+
+    `animal` (B, hw) is the union of those that count.
 
     A prototype is the mean embedding of one animal's pixels. Asking it to draw that animal tells the embeddings to
     differ between animals that touch, however good the queries are by then.
     """
     share = truth / truth.sum(2, keepdim=True).clamp(min=1)  # (B, N, hw)
     prototypes = share @ instance.transpose(1, 2)  # (B, N, C)
-    animal = (truth * target[..., None]).amax(1, keepdim=True).expand_as(truth)
-    losses = outline_losses((prototypes @ instance)[target], truth[target], animal[target])
+    losses = outline_losses((prototypes @ instance)[target], truth[target], animal[:, None].expand_as(truth)[target])
     return {f"prototype_{name}": _PROTOTYPE * loss for name, loss in losses.items()}
 
 
@@ -252,7 +264,8 @@ def _dense_loss(proposals: Proposals, batch: Batch) -> Tensor:
     knows where its animal ends is what the decoder's attention can read a better box from.
     """
     score = proposals.centers.float()
-    target = batch.kinds == TARGET
+    target, ignored = batch.kinds == TARGET, batch.kinds == IGNORED
+    share = F.avg_pool2d(batch.masks.float() / 255, batch.masks.shape[-1] // proposals.grid[1]).flatten(2)  # (B, N, hw)
     rows, columns = (torch.arange(side, device=score.device) for side in proposals.grid)
     sides = torch.tensor(proposals.grid[::-1], device=score.device)  # x, y
     cells = torch.minimum((batch.boxes[..., :2] * sides).long(), sides - 1)  # (B, N, 2)
@@ -262,11 +275,11 @@ def _dense_loss(proposals: Proposals, batch: Batch) -> Tensor:
     heat = (along_y[..., :, None] * along_x[..., None, :] * target[..., None, None]).amax(1).flatten(1)  # (B, hw)
     hit = -F.logsigmoid(score) * (1 - score.sigmoid()).square()
     miss = F.softplus(score) * score.sigmoid().square() * (1 - heat) ** 4
+    miss = miss.masked_fill((share * ignored[..., None]).amax(1) > 0, 0.0)
     count = max(1, int(target.sum()))
     focal: Tensor = torch.where(heat >= 1, hit, miss).sum() / count
 
-    share = F.avg_pool2d(batch.masks.float() / 255, batch.masks.shape[-1] // len(columns))  # -> (B, N, h, w)
-    covered, owner = (share * target[..., None, None]).flatten(2).max(1)  # (B, hw)
+    covered, owner = (share * target[..., None]).max(1)  # (B, hw)
     inside = covered > _ON_ANIMAL
     size = torch.zeros_like(target, dtype=torch.float32).scatter_add_(1, owner, inside.float())  # (B, N) tokens
     weight = (1 / size.gather(1, owner).clamp(min=1))[inside]  # (P,), every animal counts alike

@@ -122,7 +122,7 @@ def resized(
     """A picture (H, W, 3) and its instance map (H, W) at `size` (height, width), without augmentation."""
     return (
         np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8),
-        np.asarray(cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8),
+        np.asarray(cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8),
     )
 
 

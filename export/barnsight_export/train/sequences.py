@@ -52,6 +52,14 @@ class Sequences(Dataset[Sequence]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def require(self, frames: int) -> None:
+        """Raise DataError where a stored sequence is shorter than so many frames."""
+        if self._stored.frames < frames:
+            raise DataError(
+                f"{self._stored.folder}: holds sequences of {self._stored.frames} frames, the recipe follows {frames};"
+                " render others (barnsight-export simulate --sequences)"
+            )
+
     def __getitem__(self, key: tuple[int, int]) -> Sequence:
         """The sample at a position; sequences in which nothing can be followed are passed over.
 

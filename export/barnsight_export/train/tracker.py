@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
 from barnsight_engines.propagator import CERTAIN, MASKED
+from barnsight_export.checkpoints import load
 from barnsight_export.errors import ExportUsageError
 from barnsight_export.networks.sam3 import normalize
 from barnsight_export.networks.tracker import (
@@ -304,10 +305,13 @@ def train_tracker(
     """Run `trainer` until its budget is spent.
 
     `open_sequences("train", (height, width))` and `("val", ...)` open the splits, at that size in pixels.
+    Raises DataError where stored sequences are shorter than the recipe's.
     """
     recipe, counters, preset = trainer.recipe, trainer.counters, trainer.preset
     share = recipe.batch // trainer.processes
     validation = open_sequences("val", preset.image_size)
+    for sequences in (open_sequences("train", preset.image_size), validation):
+        sequences.require(max(frames for _, frames in recipe.frames))
 
     def stage(progress: float) -> tuple[int, tuple[int, int]]:
         return recipe.length(progress), recipe.image_size(progress, preset)
@@ -335,7 +339,8 @@ def load_tracker(source: Path, preset: Preset) -> NeckedTracker:
     if source.is_dir():
         from barnsight_export.onnx.weights import read_tracker
 
-        model.load_state_dict(read_tracker(source, preset))
+        weights = read_tracker(source, preset)
     else:
-        model.load_state_dict(read_checkpoint(source)["average"])
+        weights = read_checkpoint(source).get("average", {})
+    load(source, model, weights)
     return model.eval()

@@ -1,7 +1,8 @@
 """One training run in a folder, whatever it trains: optimizers, moving average, checkpoint, log, and the loop.
 
 The whole schedule (learning rate, end, and what a network adds to it) follows one number: the share of the budget that
-is spent. A checkpoint holds everything, so a run that was stopped goes on with `--resume` as if nothing had happened.
+is spent. A checkpoint holds everything, and nothing random is carried from step to step, so a run that was stopped goes
+on with `--resume` as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +19,14 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import cv2
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from barnsight_export.checkpoints import load
 from barnsight_export.errors import DataError, DataMissingError, ExportError, ExportUsageError
 from barnsight_export.files import write_whole
 from barnsight_export.presets import Preset
@@ -38,6 +42,8 @@ _EMBEDDINGS = (  # in names of parameters
 )
 
 Batch = TypeVar("Batch")
+
+_PACE = ("validate_every_s", "checkpoint_every_s")  # what a resumed run may change of its recipe
 
 
 def in_force(stages: tuple[tuple[float, int], ...], progress: float) -> int:
@@ -116,7 +122,6 @@ class Trainer(ABC, Generic[Batch]):
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if recipe.batch % self.processes:
             raise ExportUsageError(f"a batch of {recipe.batch} does not divide among {self.processes} processes")
-        torch.manual_seed(recipe.seed + self.rank)
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -125,6 +130,7 @@ class Trainer(ABC, Generic[Batch]):
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
         """One update on one batch; returns the losses."""
         recipe = self.recipe
+        seed_step(recipe.seed, self.counters.steps, self.rank)
         rate = recipe.rate(progress, self.counters.steps)
         for group in self.groups():
             group["lr"] = rate
@@ -133,7 +139,7 @@ class Trainer(ABC, Generic[Batch]):
         if not math.isfinite(loss.item()):
             raise ExportError(
                 f"the loss became {loss.item()} at step {self.counters.steps}:"
-                f" resume from {self.out / CHECKPOINT} with another seed or a lower learning rate"
+                f" begin another run from {self.out / CHECKPOINT} (--init), with another seed or recipe"
             )
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -190,12 +196,12 @@ class Trainer(ABC, Generic[Batch]):
             return
         state = {
             "name": self.name,
+            "recipe": self._options(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "aids": self.aids.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "counters": asdict(self.counters),
-            "random": torch.get_rng_state(),
         }
         advice = "free some space, then go on with --resume: the checkpoint before it stands"
         write_whole(self.out / CHECKPOINT, lambda file: torch.save(state, file), advice)
@@ -206,15 +212,40 @@ class Trainer(ABC, Generic[Batch]):
         self.average.load_state_dict(weights)
 
     def resume(self) -> None:
-        """Take up the run that stands in the folder."""
-        state = read_checkpoint(self.out / CHECKPOINT)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.aids.load_state_dict(state["aids"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        """Take up the run that stands in the folder.
+
+        Raises DataMissingError where there is none, DataError where it is of other networks or another recipe.
+        """
+        path = self.out / CHECKPOINT
+        state = read_checkpoint(path)
+        if state.get("name") != self.name or "optimizers" not in state:
+            raise DataError(f"{path}: is no run of '{self.name}' to go on with; start from it with --init")
+        was, now = state.get("recipe", {}), self._options()  # older checkpoints do not tell their recipe
+        changed = next((name for name in now if was.get(name, now[name]) != now[name]), None)
+        if changed:
+            raise DataError(
+                f"{path}: begun with {changed} {was[changed]}, now it is {now[changed]};"
+                " resume with the same options, or choose another folder"
+            )
+        for module, part in ((self.model, "model"), (self.average, "average"), (self.aids, "aids")):
+            load(path, module, state[part])
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: trained other parameters ({error}); resume with the same --freeze, or choose another folder"
+            ) from None
         self.counters = Counters(**state["counters"])
-        torch.set_rng_state(state["random"])
+
+    def _options(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that stood."""
+        return {name: value for name, value in asdict(self.recipe).items() if name not in _PACE}
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Let what a step of a process draws depend on nothing that came before."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 
 def train(
@@ -266,20 +297,29 @@ def train(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; raises DataMissingError where there is none."""
+    """A checkpoint's contents; raises DataMissingError where there is none, DataError where the file is no such."""
     if not path.is_file():
         raise DataMissingError(f"{path}: no checkpoint there; start a run without --resume, or name its folder")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError):
+        state = None
+    if not isinstance(state, dict):
+        raise DataError(f"{path}: is no checkpoint of a run, or damaged; name the checkpoint.pt of another")
     return state
 
 
 def read_networks(source: Path, preset: Preset) -> dict[str, Any]:
     """A checkpoint's contents, or of a model set's folder its detector as `average`, without aids and counters.
 
-    Raises DataMissingError where there is neither, DataError where the set is of another preset.
+    Raises DataMissingError where there is neither, DataError where the file is no checkpoint or the set is of another
+    preset.
     """
     if not source.is_dir():
-        return read_checkpoint(source)
+        state = read_checkpoint(source)
+        if "average" not in state:
+            raise DataError(f"{source}: holds no trained networks; name the checkpoint.pt of `barnsight-export train`")
+        return state
     from barnsight_export.onnx.weights import read_weights
 
     return {"average": read_weights(source, preset)}
