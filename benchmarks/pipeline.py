@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 from machine import describe_machine
 from numpy.typing import NDArray
-from tracking import simulator_sha256
+from tracking import simulate
 
 from barnsight_engines.backend import Backend
 from barnsight_engines.loader import load_model_set
@@ -72,7 +72,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a shorter measurement")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
-    clip = simulate(args.work / "pen")
+    pen = [part for key, value in PEN.items() for part in (f"--{key}", value)]
+    clip = simulate(args.work / "pen", pen) / "clip.mp4"
     rounds = 1 if args.quick else 3
     figures = run_flat_out(clip, args.models, rounds) | run_in_turn(clip, args.models, rounds)
     figures |= run_live(clip, args.models, args.work / "live", seconds=12.0 if args.quick else 45.0)
@@ -81,17 +82,6 @@ def main() -> int:
     if args.json:
         print(json.dumps({"machine": describe_machine(), "simulated": True, **figures}))
     return 0
-
-
-def simulate(out: Path) -> Path:
-    """Render the clip, again where the simulator has changed."""
-    made_by = out / "simulator.sha256"
-    if not made_by.exists() or made_by.read_text() != simulator_sha256():
-        made_by.unlink(missing_ok=True)
-        options = [part for key, value in PEN.items() for part in (f"--{key}", str(value))]
-        subprocess.run([BIN / "barnsight-export", "simulate", *options, "--split", "test", "--out", out], check=True)
-        made_by.write_text(simulator_sha256())
-    return out / "clip.mp4"
 
 
 def run_flat_out(clip: Path, models: Path, rounds: int) -> dict[str, Any]:

@@ -135,18 +135,22 @@ def judge(clip: Clip, models: Path, clips: Path, followed: Path) -> dict[str, An
 
 
 def render(clip: Clip, clips: Path) -> Path:
-    """The folder of a clip and its truth in `clips`; rendered unless today's simulated barn has done so before."""
-    truth = clips / clip.name
-    made_by = truth / "simulator.sha256"
+    """The folder of a clip and its truth in `clips`."""
+    given = {"--crowding": clip.crowding, "--view": clip.view, "--day": clip.day}
+    options = [part for option, value in given.items() if value for part in (option, value)]
+    herd = ["--seed", clip.seed, "--species", clip.species, "--animals", clip.animals, "--light", clip.light]
+    size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
+    return simulate(clips / clip.name, [*herd, *options, *size])
+
+
+def simulate(out: Path, options: list[Any]) -> Path:
+    """The folder `out` with a test clip of these options; rendered unless today's simulated barn has done so before."""
+    made_by = out / "simulator.sha256"
     if not made_by.exists() or made_by.read_text() != simulator_sha256():
-        simulate = ["barnsight-export", "simulate", "--split", "test", "--seed", clip.seed, "--species", clip.species]
-        size = ["--seconds", SECONDS, "--fps", FPS, "--width", 1280, "--height", 720, "--workers", os.cpu_count()]
-        given = {"--crowding": clip.crowding, "--view": clip.view, "--day": clip.day}
-        options = [part for option, value in given.items() if value for part in (option, value)]
         made_by.unlink(missing_ok=True)
-        command([*simulate, "--animals", clip.animals, "--light", clip.light, *options, *size, "--out", truth])
+        command(["barnsight-export", "simulate", "--split", "test", *options, "--out", out])
         made_by.write_text(simulator_sha256())
-    return truth
+    return out
 
 
 @cache

@@ -107,8 +107,8 @@ class DetectorTrainer(Trainer[Batch]):
         Raises DataMissingError where there are none, DataError where they are of another shape.
         """
         state = read_networks(source, self.preset)
-        load(source, self.model, state["average"])
-        self.average.load_state_dict(self.model.state_dict())
+        for model in (self.model, self.average):
+            load(source, model, state["average"])
         if "aids" in state:
             load(source, self.aids, state["aids"])
 
