@@ -64,6 +64,16 @@ GROUPS = {
         Clip(55007, "pig", 10, "day"),
         Clip(55008, "pig", 12, "night"),
     ),
+    "Pigs, 4 to 12 in eight other pens": (
+        Clip(55501, "pig", 4, "night"),
+        Clip(55502, "pig", 5, "day"),
+        Clip(55503, "pig", 6, "night"),
+        Clip(55504, "pig", 7, "day"),
+        Clip(55505, "pig", 8, "night"),
+        Clip(55506, "pig", 9, "day"),
+        Clip(55507, "pig", 10, "night"),
+        Clip(55508, "pig", 12, "day"),
+    ),
     "Crowded pens, 15 to 25 pigs, huddles": (
         Clip(55101, "pig", 15, "day"),
         Clip(55102, "pig", 18, "night", "huddle"),

@@ -53,8 +53,8 @@ class Preset:
 
 NANO = Preset(
     name="nano",
-    image_size=(256, 384),  # between 4:3 and 16:9, so that animals of most cameras keep their shape
-    grid=(16, 24),
+    image_size=(288, 432),  # between 4:3 and 16:9, so that animals of most cameras keep their shape
+    grid=(18, 27),
     concepts=("pig", "cow"),
     student=CompactConfig(),
     detector=DetectorConfig(
@@ -70,7 +70,7 @@ NANO = Preset(
         top_k=32,
     ),
     tracker=TrackerConfig(
-        grid=(16, 24),
+        grid=(18, 27),
         patch=16,
         width=96,
         memory_width=24,

@@ -30,6 +30,7 @@ from barnsight_export.train.detector import (
     load_trained,
     train_detector,
 )
+from barnsight_export.train.device import backend
 from barnsight_export.train.losses import (
     BACKGROUND,
     UNJUDGED,
@@ -285,7 +286,7 @@ def test_size_and_rate_follow_the_share_of_the_budget() -> None:
     sizes = [recipe.image_size(progress, square)[0] for progress in (0.0, 0.29, 0.3, 0.77, 0.78, 1.0)]
     assert sizes == [192, 192, 256, 256, 320, 320]
     assert RECIPES["heads"].image_size(0.5, ORIN) == (1024, 1024)
-    assert [NANO.size_of(side) for side in (192, 256, 320)] == [(160, 240), (208, 320), (256, 384)]
+    assert [NANO.size_of(side) for side in (192, 256, 352)] == [(160, 240), (208, 320), (288, 432)]
     assert recipe.rate(0.0, 0) == pytest.approx(1e-5)
     assert recipe.rate(0.3, 1000) == pytest.approx(1e-3)
     assert recipe.rate(0.7, 1000) == pytest.approx(1e-3 * 0.505)
@@ -648,3 +649,10 @@ def test_a_detector_that_proposes_learns_too(tmp_path: Path) -> None:
     batch = collate([views[(position, (48, 64))] for position in range(4)])
     losses = [trainer.step(batch, 0.1)["loss"] for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_processes_meet_through_nccl_only_where_each_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu = torch.device("cuda", 0)
+    assert [backend(gpu, processes) for processes in (1, 2, 3)] == ["nccl", "nccl", "gloo"]
+    assert backend(torch.device("cpu"), 1) == "gloo"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from barnsight_export.datasets import simulated
 from barnsight_export.datasets.simulated import Pictures, write_pictures
 from barnsight_export.errors import DataError
-from barnsight_export.simbarn.animals import Pose, animal_of, body_of
-from barnsight_export.simbarn.arrangement import arrange
+from barnsight_export.simbarn.animals import Pose, animal_of, body_of, spine_points
+from barnsight_export.simbarn.arrangement import HALF_WIDTH, arrange, pressed
 from barnsight_export.simbarn.camera import aim
 from barnsight_export.simbarn.fittings import LAYOUT_FAMILIES, LAYOUTS
 from barnsight_export.simbarn.render import Renderer, render
@@ -64,6 +65,28 @@ def test_an_animal_cut_by_the_frame_counts_its_hidden_part() -> None:
     across = render(scene, [Pose(float(edge_m[0]), float(edge_m[1]), 0)]).visible_fraction[0]
     assert inside == 1
     assert 0.05 < across < 0.75
+
+
+def test_pressed_bodies_touch_instead_of_passing_through_each_other() -> None:
+    scene = small_scene(animals=12, crowding="huddle")
+    fallen = arrange(scene, np.random.default_rng(4))
+    pushed = pressed(scene, fallen)
+
+    def overlaps_m(poses: list[Pose]) -> NDArray[np.float64]:
+        """How far each pair of lying animals lies in one another."""
+        bodies = [(a, spine_points(a, p)) for a, p in zip(scene.herd, poses, strict=True) if p.upright == 0.0]
+        return np.array([
+            HALF_WIDTH["pig"] * (a.length_m + b.length_m) - np.hypot(*(one[:, None] - two).transpose(2, 0, 1)).min()
+            for k, (a, one) in enumerate(bodies) for b, two in bodies[k + 1 :]
+        ])  # fmt: skip
+
+    width_m = 2 * HALF_WIDTH["pig"] * min(animal.length_m for animal in scene.herd)
+    assert (overlaps_m(fallen) > 0.5 * width_m).sum() >= 3
+    assert overlaps_m(pushed).max() < 0.25 * width_m
+    assert overlaps_m(pushed).max() > 0  # they touch still
+    assert [p for p in pushed if p.upright] == [p for p in fallen if p.upright]
+    places = np.array([(p.x_m, p.y_m) for p in pushed])
+    assert (np.abs(places) < np.array(scene.pen_m) / 2).all()
 
 
 def test_poses_must_match_the_herd() -> None:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from barnsight_export.errors import DataError
 from barnsight_export.files import write_whole
-from barnsight_export.simbarn.arrangement import arrange
+from barnsight_export.simbarn.arrangement import arrange, pressed
 from barnsight_export.simbarn.ethogram import Herd
 from barnsight_export.simbarn.render import Rendered, Renderer
 from barnsight_export.simbarn.scene import SPLITS, Scene, Split, View, sample_light, sample_scene, sample_sensor
@@ -42,6 +42,7 @@ ASPECT_SHARE = (0.5, 0.28, 0.14, 0.08)
 OVERHEAD_SHARE = 0.35  # of pens seen whole from above, as research pens are; what no share names has any mount
 CLOSE_SHARE = 0.15  # of pens of which the camera sees a part, from close above
 AISLE_SHARE = 0.4  # of cattle pens seen down the barn from one end, as its own cameras do
+PRESSED_SHARE = 0.6  # of pictures in which lying bodies only touch; in the rest some lie on each other
 SPECIES_MIX: Mapping[str, float] = {"pig": 0.70, "cow": 0.25, "empty": 0.05}
 SEQUENCE_SHARD = 25
 SEQUENCE_MIX: Mapping[str, float] = {"pig": 0.75, "cow": 0.25}
@@ -65,7 +66,10 @@ def pictures(
             if frame:
                 light = sample_light(rng, scene.spec, scene.pen_m)
                 renderer.relight(light, sample_sensor(rng, light))
-            yield _squared(renderer.render(arrange(scene, rng), frame=frame), size, species, animals)
+            poses = arrange(scene, rng)
+            if rng.random() < PRESSED_SHARE:
+                poses = pressed(scene, poses)
+            yield _squared(renderer.render(poses, frame=frame), size, species, animals)
             made += 1
 
 
@@ -128,7 +132,7 @@ def write_pictures(
     count: int,
     seed: int,
     workers: int,
-    size: int = 384,
+    size: int = 480,
     species_mix: Mapping[str, float] = SPECIES_MIX,
 ) -> None:
     """Render ``count`` pictures into shards under ``out_dir``; complete shards that exist are kept.
@@ -144,7 +148,7 @@ def write_sequences(
     count: int,
     seed: int,
     workers: int,
-    size: int = 320,
+    size: int = 432,
     frames: int = 8,
     species_mix: Mapping[str, float] = SEQUENCE_MIX,
 ) -> None:

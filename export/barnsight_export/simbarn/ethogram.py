@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from barnsight_export.simbarn.animals import Animal, Pose
-from barnsight_export.simbarn.arrangement import arrange
+from barnsight_export.simbarn.arrangement import arrange, pressed
 from barnsight_export.simbarn.scene import Scene
 
 Vectors = npt.NDArray[np.float64]
@@ -112,10 +112,9 @@ class Herd:
         self.scene = scene
         self.rng = np.random.default_rng([seed, scene.spec.day, 0xE7])
         self.half_pen = np.array(scene.pen_m) / 2
-        self.actors = [
-            self._settled(animal, pose) for animal, pose in zip(scene.herd, arrange(scene, self.rng), strict=True)
-        ]
-        for _ in range(30):  # let bodies that were placed over each other slide apart before the first frame
+        found = pressed(scene, arrange(scene, self.rng))
+        self.actors = [self._settled(animal, pose) for animal, pose in zip(scene.herd, found, strict=True)]
+        for _ in range(30):  # let bodies that stand over each other slide apart before the first frame
             self._separate()
 
     def states(self, frames: int, fps: float) -> Iterator[tuple[State, ...]]:

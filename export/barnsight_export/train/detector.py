@@ -38,7 +38,7 @@ from barnsight_export.train.validation import validate
 class DetectorRecipe(Recipe):
     """How a detector is trained."""
 
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 320))
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.35, 256), (0.70, 352))
     most_animals: int = 12  # losses count by animal: with more in a picture, piles of tiny ones would drown the rest
     validation_pictures: int = 120
 
@@ -50,7 +50,7 @@ RECIPES = {
         learning_rate=6e-4,
         warmup_steps=200,
         constant_share=0.3,
-        sizes=((0.0, 256), (0.5, 320)),
+        sizes=((0.0, 256), (0.5, 352)),
         most_animals=20,
     ),
     # To go on once more, at the size that is shipped throughout.
@@ -58,7 +58,7 @@ RECIPES = {
         learning_rate=5e-4, warmup_steps=200, constant_share=0.3, sizes=(), most_animals=20
     ),
     # For a GPU, which a batch of 12 leaves idle: as nano-full-size, with as few steps as a few minutes hold.
-    "nano-large-batch": DetectorRecipe(batch=48, learning_rate=8e-4, sizes=(), most_animals=20, validate_every_s=100.0),
+    "nano-large-batch": DetectorRecipe(batch=48, learning_rate=8e-4, sizes=(), most_animals=25, validate_every_s=100.0),
     # For a GPU: the nano set's teacher, seven times as large, at the size that is shipped throughout.
     "nano-teacher": DetectorRecipe(batch=32, learning_rate=8e-4, sizes=(), most_animals=20, validate_every_s=100.0),
     # To tune pretrained heads on a distilled student, at the preset's own size.

@@ -52,7 +52,7 @@ class TrackerRecipe(Recipe):
     `detected_share` of the frames an animal's memory is of its true mask; `pointer_share` of the pointers are kept.
     """
 
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.6, 320))
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 192), (0.6, 352))
     frames: tuple[tuple[float, int], ...] = ((0.0, 2), (0.15, 3), (0.3, 5), (0.6, 4), (0.9, 8))
     animals: int = 6
     detected_share: float = 0.3
