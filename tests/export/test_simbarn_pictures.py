@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from barnsight_export.errors import DataError
 from barnsight_export.simbarn.animals import Pose, animal_of, body_of, spine_points
 from barnsight_export.simbarn.arrangement import HALF_WIDTH, arrange, pressed
 from barnsight_export.simbarn.camera import aim
+from barnsight_export.simbarn.ethogram import Herd
 from barnsight_export.simbarn.fittings import LAYOUT_FAMILIES, LAYOUTS
 from barnsight_export.simbarn.render import Renderer, render
 from barnsight_export.simbarn.scene import SPLITS, Scene, sample_scene
@@ -67,26 +70,31 @@ def test_an_animal_cut_by_the_frame_counts_its_hidden_part() -> None:
     assert 0.05 < across < 0.75
 
 
+def overlaps(scene: Scene, poses: Sequence[Pose]) -> NDArray[np.float64]:
+    """How deep each pair of lying animals lies in one another, in widths of the smallest body; below 0 is apart."""
+    bodies = [(a, spine_points(a, p)) for a, p in zip(scene.herd, poses, strict=True) if p.upright == 0.0]
+    depths_m = [
+        HALF_WIDTH["pig"] * (a.length_m + b.length_m) - np.hypot(*(one[:, None] - two).transpose(2, 0, 1)).min()
+        for (a, one), (b, two) in itertools.combinations(bodies, 2)
+    ]
+    return np.array(depths_m) / (2 * HALF_WIDTH["pig"] * min(animal.length_m for animal in scene.herd))
+
+
 def test_pressed_bodies_touch_instead_of_passing_through_each_other() -> None:
     scene = small_scene(animals=12, crowding="huddle")
     fallen = arrange(scene, np.random.default_rng(4))
     pushed = pressed(scene, fallen)
-
-    def overlaps_m(poses: list[Pose]) -> NDArray[np.float64]:
-        """How far each pair of lying animals lies in one another."""
-        bodies = [(a, spine_points(a, p)) for a, p in zip(scene.herd, poses, strict=True) if p.upright == 0.0]
-        return np.array([
-            HALF_WIDTH["pig"] * (a.length_m + b.length_m) - np.hypot(*(one[:, None] - two).transpose(2, 0, 1)).min()
-            for k, (a, one) in enumerate(bodies) for b, two in bodies[k + 1 :]
-        ])  # fmt: skip
-
-    width_m = 2 * HALF_WIDTH["pig"] * min(animal.length_m for animal in scene.herd)
-    assert (overlaps_m(fallen) > 0.5 * width_m).sum() >= 3
-    assert overlaps_m(pushed).max() < 0.25 * width_m
-    assert overlaps_m(pushed).max() > 0  # they touch still
+    assert (overlaps(scene, fallen) > 0.5).sum() >= 3
+    assert 0 < overlaps(scene, pushed).max() < 0.25
     assert [p for p in pushed if p.upright] == [p for p in fallen if p.upright]
     places = np.array([(p.x_m, p.y_m) for p in pushed])
     assert (np.abs(places) < np.array(scene.pen_m) / 2).all()
+
+
+def test_animals_of_a_clip_do_not_lie_in_each_other() -> None:
+    scene = small_scene(animals=12, crowding="huddle")
+    poses = [state.pose for state in next(iter(Herd(scene, 1).states(1, 6.0)))]
+    assert 0 < overlaps(scene, poses).max() < 0.25
 
 
 def test_poses_must_match_the_herd() -> None:
