@@ -187,7 +187,7 @@ def follow(
         folder / "set",
         trained_on="simulated barns only",
         score=score,
-        golden_image=golden_image(validation, preset.image_size, pictures),
+        golden_image=golden_image(model, validation, preset.image_size, pictures),
         tolerance=math.inf,
     )
     judged = {clip.name: judge(clip, folder / "set", rendered, folder / "tracks") for clip in clips}

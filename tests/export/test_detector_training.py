@@ -581,12 +581,29 @@ def test_the_threshold_is_the_lowest_that_does_as_well_as_the_best() -> None:
     assert best_threshold(Oracle(pictures, phantom=-0.5), pictures, (64, 96), limit=5) == 0.4  # it scores 0.37
 
 
-def test_the_golden_picture_is_the_one_that_animals_fill_most() -> None:
+class Doubter(torch.nn.Module):
+    """Scores two queries by how light the picture is: sure of a dark one, or of any where `sure`, else of one half."""
+
+    def __init__(self, *, sure: bool) -> None:
+        super().__init__()
+        self.sure = sure
+
+    def forward(self, image: torch.Tensor, concept: torch.Tensor) -> Detection:
+        score = 4.0 if self.sure or image.max() < 0.5 else 0.0
+        return Detection(
+            torch.zeros(1, 2, 4), torch.tensor([[score, -9.0]]), torch.tensor([[9.0]]), torch.zeros(1, 2, 8, 8)
+        )
+
+
+def test_the_golden_picture_is_the_fullest_of_which_the_network_is_sure() -> None:
     empty, filled = Ellipses()[4], Ellipses()[0]
-    first, last = (golden_image(pictures, (64, 96), limit=2) for pictures in ([filled, empty], [empty, filled]))
+    either_way = ([filled, empty], [empty, filled])
+    first, last = (golden_image(Doubter(sure=True), pictures, (64, 96), limit=2) for pictures in either_way)
     assert first.shape == (1, 3, 64, 96)
     np.testing.assert_array_equal(first, last)
     assert first.max() > 0.5  # a light pig, and not the bare floor
+    assert golden_image(Doubter(sure=False), [filled, empty], (64, 96), limit=2).max() < 0.5
+    np.testing.assert_array_equal(golden_image(Doubter(sure=False), [filled], (64, 96), limit=2), first)
 
 
 # Proposals

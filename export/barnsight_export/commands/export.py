@@ -81,7 +81,7 @@ def _export_trained(args: argparse.Namespace, preset: Preset) -> None:
     if args.data is not None:
         pictures = Simulated(args.data / "val")
         score = best_threshold(model, pictures, preset.image_size, _PICTURES)
-        chosen = {"score": score, "golden_image": golden_image(pictures, preset.image_size, _PICTURES)}
+        chosen = {"score": score, "golden_image": golden_image(model, pictures, preset.image_size, _PICTURES)}
         print(
             f"score threshold {score}, the lowest as good as the best F1 on "
             f"{min(_PICTURES, len(pictures))} validation pictures"

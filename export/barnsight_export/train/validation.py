@@ -23,6 +23,7 @@ from barnsight_export.train.samples import TARGET, Pictures, find_targets, resiz
 _AS_GOOD = 0.015  # of F1; on validation clips tracking was best so far below the best score for single pictures
 _SURE_SCORE = 0.5
 _SAME_ANIMAL_IOU = 0.5
+_UNDECIDED = (0.25, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,32 @@ def best_threshold(model: nn.Module, pictures: Pictures, size: tuple[int, int], 
     return min(least for least, score in scores.items() if score >= best - _AS_GOOD)
 
 
-def golden_image(pictures: Pictures, size: tuple[int, int], limit: int) -> NDArray[np.float32]:
-    """Of the first `limit` pictures the one that animals fill most, as networks of `size` take it: (1, 3, h, w).
+@torch.no_grad()
+def golden_image(model: nn.Module, pictures: Pictures, size: tuple[int, int], limit: int) -> NDArray[np.float32]:
+    """The one of the first `limit` pictures on which other runtimes are compared, normalized: (1, 3, h, w) of `size`.
 
-    Golden answers keep every fourth pixel of masks: of small animals so few are left that one of them is a verdict.
+    It is the one that animals fill most, of those on which `model` is decided: none of the better half of its scores,
+    which a certificate judges, lies in `_UNDECIDED`, where little rounding moves them much. Where it never is, the one
+    that animals fill most. Golden answers keep every fourth pixel of masks: of small animals so few are left that one
+    of them is a verdict.
     """
-    shown = (pictures[index] for index in range(min(limit, len(pictures))))
-    fullest = max(shown, key=lambda picture: np.count_nonzero(picture.ids))
-    image, _ = resized(fullest.image, fullest.ids, size)
-    return np.ascontiguousarray(normalize(torch.from_numpy(image)[None]).numpy())
+
+    def filled(index: int) -> int:
+        return int(np.count_nonzero(pictures[index].ids))
+
+    def shown(index: int) -> NDArray[np.float32]:
+        image, _ = resized(pictures[index].image, pictures[index].ids, size)
+        return np.ascontiguousarray(normalize(torch.from_numpy(image)[None]).numpy())
+
+    def decided(image: NDArray[np.float32]) -> bool:
+        found = model(torch.from_numpy(image), torch.tensor([0]))
+        scores = (found.logits.sigmoid() * found.presence.sigmoid())[0].sort(descending=True).values
+        better = scores[: (len(scores) + 1) // 2]
+        return not ((better > _UNDECIDED[0]) & (better < _UNDECIDED[1])).any()
+
+    fullest = sorted(range(min(limit, len(pictures))), key=filled, reverse=True)
+    images = (shown(index) for index in fullest)
+    return next((image for image in images if decided(image)), shown(fullest[0]))
 
 
 @torch.no_grad()
