@@ -582,7 +582,7 @@ def test_the_threshold_is_the_lowest_that_does_as_well_as_the_best() -> None:
 
 
 class Doubter(torch.nn.Module):
-    """Scores two queries by how light the picture is: sure of a dark one, or of any where `sure`, else of one half."""
+    """Scores one query of two high, and that of a light picture one half, unless `sure`."""
 
     def __init__(self, *, sure: bool) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ def test_pressed_bodies_touch_instead_of_passing_through_each_other() -> None:
     assert (np.abs(places) < np.array(scene.pen_m) / 2).all()
 
 
-def test_animals_of_a_clip_do_not_lie_in_each_other() -> None:
+def test_a_clip_begins_without_animals_that_lie_in_each_other() -> None:
     scene = small_scene(animals=12, crowding="huddle")
     poses = [state.pose for state in next(iter(Herd(scene, 1).states(1, 6.0)))]
     assert 0 < overlaps(scene, poses).max() < 0.25

@@ -112,7 +112,7 @@ class Herd:
         self.scene = scene
         self.rng = np.random.default_rng([seed, scene.spec.day, 0xE7])
         self.half_pen = np.array(scene.pen_m) / 2
-        found = pressed(scene, arrange(scene, self.rng))
+        found = pressed(scene, arrange(scene, self.rng))  # who lies down later may still lie into another
         self.actors = [self._settled(animal, pose) for animal, pose in zip(scene.herd, found, strict=True)]
         for _ in range(30):  # let bodies that stand over each other slide apart before the first frame
             self._separate()

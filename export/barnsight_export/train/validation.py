@@ -88,8 +88,11 @@ def golden_image(model: nn.Module, pictures: Pictures, size: tuple[int, int], li
         return not ((better > _UNDECIDED[0]) & (better < _UNDECIDED[1])).any()
 
     fullest = sorted(range(min(limit, len(pictures))), key=filled, reverse=True)
-    images = (shown(index) for index in fullest)
-    return next((image for image in images if decided(image)), shown(fullest[0]))
+    for index in fullest:
+        image = shown(index)
+        if decided(image):
+            return image
+    return shown(fullest[0])
 
 
 @torch.no_grad()
